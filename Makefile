@@ -1,0 +1,53 @@
+# Set-up and the names of the pipelines; what they do stands in dvc.yaml and lib.
+PYTHON ?= python3.11
+JOBS ?= 1
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SHELL := /bin/bash
+
+.PHONY: help setup test repro study lite store check bench lab lint
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/ready ## build .venv from environment.yml
+
+$(VENV)/ready: environment.yml pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+		-r <(sed -n '/^ *- pip:/,$$s/^ \{6\}- *//p' environment.yml)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+		-p tests.notebooks notebooks
+
+repro: setup ## profile quick: the whole study from nothing, offline
+	dvc repro report@quick
+
+lite: setup ## profile lite: what its listed runs lack, then its tables (JOBS=2 for two at once)
+	dvc repro --allow-missing report@lite
+
+study: setup ## profile study: everything from the artifact store; trains nothing
+	-dvc pull --quiet --allow-missing --with-deps report@study
+	if [ -f data/raw/modelnet10.npz ]; then dvc repro data@study; fi
+	dvc repro --allow-missing report@study
+
+store: setup ## put lite and study into the artifact store and prune it
+	dvc push --with-deps report@lite report@study
+	dvc gc --force --workspace --cloud
+
+check: setup ## are results in place, and do they agree with the committed ones?
+	$(BIN)/python -m lib check
+
+bench: setup ## speed and memory, ours against the plain alternative
+	$(BIN)/python -m benchmarks
+
+lab: setup ## explore in JupyterLab
+	$(BIN)/jupyter lab notebooks/00_tour.ipynb
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check lib notebooks

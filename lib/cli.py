@@ -1,0 +1,326 @@
+"""The command line: one clear line and status 2 on bad input, never a traceback.
+
+Modules that load torch are imported by the commands that need them, after the environment that
+pins threads and instruction set is in place.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from lib import config, device, paths
+from lib.errors import StudyError
+
+STATUS_BAD_INPUT = 2
+STATUS_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except StudyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_BAD_INPUT
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped: {stop or 'nothing is lost'}", file=sys.stderr)
+        return STATUS_INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their help."""
+    top = argparse.ArgumentParser(prog="python -m lib", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(command, *options) -> None:
+        text = command.__doc__.splitlines()[0]
+        name = command.__name__
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        for option in options:
+            sub.add_argument(option[0], **option[1])
+
+    profile = ("--profile", dict(required=True, help=f"one of {', '.join(config.available())}"))
+    category = ("--category", dict(required=True))
+    seed = ("--seed", dict(type=int, default=0))
+    model = ("model", dict(metavar="MODEL"))
+    quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
+    add(fetch, ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")))
+    add(prepare, profile)
+    add(
+        voxelize,
+        ("mesh", dict(type=Path, metavar="MESH.off")),
+        ("--resolution", dict(type=int, default=32)),
+        ("--fill", dict(action="store_true", help="fill the interior")),
+        ("--out", dict(type=Path, required=True)),
+    )
+    add(train, model, category, profile, seed, quiet)
+    add(
+        sample,
+        model,
+        category,
+        profile,
+        seed,
+        ("--run-seed", dict(type=int, default=0, help="seed of the training run")),
+        ("-n", dict(type=int, default=1, help="number of shapes")),
+        ("--out", dict(type=Path, required=True, help=".npz, .obj or .stl")),
+    )
+    add(
+        evaluate,
+        ("samples", dict(type=Path, metavar="SAMPLES.npz")),
+        category,
+        profile,
+        ("--layout", dict(choices=("padded", "tight"), help="default: that of the profile")),
+    )
+    add(classify, ("shape", dict(type=Path, metavar="SHAPE.npz|MESH.off")), profile)
+    add(
+        queue,
+        profile,
+        ("--run", dict(action="store_true", help="train and sample, cheapest first")),
+        ("--minutes", dict(type=float, help="stop cleanly in time; progress is kept")),
+        ("--only", dict(metavar="TEXT", default="", help="runs whose name contains TEXT")),
+        quiet,
+    )
+    add(pack, ("folder", dict(type=Path)), ("--profile", dict(action="append")))
+    add(unpack, ("parts", dict(type=Path, nargs="+")))
+    add(recipes, ("--accept", dict(action="store_true", help="stamp the present code")))
+    add(
+        notebook,
+        ("name", dict(help="of a file in notebooks/, without suffix")),
+        ("--out", dict(type=Path, required=True)),
+        ("-p", dict(action="append", default=[], dest="parameters", metavar="KEY=VALUE")),
+        quiet,
+    )
+    add(strip, ("paths", dict(type=Path, nargs="*")))
+    add(adopt, profile)
+    add(check, ("--profile", dict(action="append")))
+    return top
+
+
+def _profile(name: str) -> config.Profile:
+    """The profile, with its threads and instruction set in place before torch is imported."""
+    profile = config.load(name)
+    device.apply_environment(profile.device)
+    return profile
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def fetch(options) -> None:
+    """Bring ModelNet10 to data/raw, checked by its SHA-256."""
+    from lib import data
+
+    _say(f"{paths.relative(data.fetch(options.source))} is in place")
+
+
+def prepare(options) -> None:
+    """Clean, split and store the shapes of a profile."""
+    profile = _profile(options.profile)
+    from lib import data
+
+    card = data.prepare(profile.data)
+    _say(f"{card['name']}: hash {card['hash'][:12]}")
+
+
+def voxelize(options) -> None:
+    """Voxelise one OFF mesh exactly: its longest side spans the grid."""
+    from lib import voxel
+
+    vertices, faces = voxel.read_off(options.mesh)
+    grid = voxel.voxelize(vertices, faces, options.resolution, fill=options.fill)
+    voxel.save_voxels(options.out, grid[None])
+    _say(f"{options.out}: {int(grid.sum())} of {grid.size} voxels")
+
+
+def train(options) -> None:
+    """Train one run, or go on where it stopped; a complete run does nothing."""
+    profile = _profile(options.profile)
+    from lib.train import runs
+
+    run = runs.Run(profile.name, options.model, options.category, options.seed).checked()
+    final = runs.train(run, profile, progress=not options.quiet)
+    print(paths.relative(final))
+
+
+def sample(options) -> None:
+    """Draw shapes from a trained run; shape k starts from seed + k."""
+    from lib import voxel
+
+    if options.n < 1:
+        raise StudyError(f"-n must be 1 or more, not {options.n}")
+    if options.seed < 0:
+        raise StudyError(f"--seed must be 0 or more, not {options.seed}")
+    kind = options.out.suffix
+    if kind not in (".npz", ".obj", ".stl"):
+        raise StudyError(f"{options.out}: write .npz, .obj or .stl")
+    if kind != ".npz" and options.n != 1:
+        raise StudyError(f"{options.out}: a mesh file holds one shape; use -n 1 or .npz")
+    profile = _profile(options.profile)
+    from lib.train import runs
+
+    run = runs.Run(profile.name, options.model, options.category, options.run_seed).checked()
+    networks = runs.load_networks(run, profile, runs.weights_folder(run, profile))
+    seeds = [options.seed + k for k in range(options.n)]
+    voxels = runs.sample(run, profile, networks, seeds) > profile.evaluation.threshold
+    write = {".npz": voxel.save_voxels, ".obj": voxel.write_obj, ".stl": voxel.write_stl}[kind]
+    write(options.out, voxels if kind == ".npz" else voxels[0])
+    _say(
+        f"{options.out}: {len(voxels)} shapes of side {voxels.shape[1]}, "
+        f"seeds {seeds[0]}..{seeds[-1]}"
+    )
+
+
+def evaluate(options) -> None:
+    """Judge a file of samples; one JSON object on standard output."""
+    from lib import voxel
+
+    voxels = voxel.load_voxels(options.samples)
+    profile = _profile(options.profile)
+    from lib import data
+    from lib import evaluate as judging
+
+    layout = options.layout or data.layout_of(profile.data.side)
+    print(json.dumps(judging.evaluate_file(profile, voxels, options.category, layout), indent=1))
+
+
+def classify(options) -> None:
+    """Category and probabilities of each shape in a voxel file, or of a mesh."""
+    from lib import voxel
+
+    profile = config.load(options.profile)
+    if options.shape.suffix.lower() == ".off":
+        grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
+    else:
+        side = profile.data.side
+        layout = "tight" if side == 24 else "padded"
+        voxels = voxel.load_voxels(options.shape)
+        extra = (side,) if side == 24 else ()
+        grids = voxel.to_judge_grid(voxels, layout=layout, extra_sides=extra)
+    device.apply_environment(profile.device)
+    from lib import evaluate as judging
+
+    for row in judging.load_judge(profile).see(grids).probabilities:
+        order = row.argsort()[::-1]
+        probabilities = {config.CATEGORIES[k]: round(float(row[k]), 4) for k in order}
+        best = config.CATEGORIES[order[0]]
+        print(json.dumps({"category": best, "probabilities": probabilities}))
+
+
+def queue(options) -> None:
+    """List the runs of a profile that are not trained, or train them."""
+    profile = _profile(options.profile)
+    from lib.train import runs
+
+    if options.minutes is not None and options.minutes <= 0:
+        raise StudyError(f"--minutes must be above 0, not {options.minutes}")
+    found = [p for p in runs.pending(profile) if options.only in p.run.id]
+    if not options.run:
+        for p in found:
+            state = f"step {p.step}/{p.n_steps}" if p.n_steps else "not begun"
+            busy = ", running elsewhere" if p.active else ""
+            print(f"{p.run.id}\t{p.minutes:.0f} min\t{state}{busy}")
+        _say(f"{len(found)} runs to train, {sum(p.minutes for p in found):.0f} minutes")
+        return None
+    seconds = float("inf") if options.minutes is None else options.minutes * 60
+    deadline = time.monotonic() + seconds
+    done = 0
+    for p in [p for p in found if not p.active]:
+        if time.monotonic() >= deadline:
+            break
+        done += (
+            runs.train(p.run, profile, deadline=deadline, progress=not options.quiet) is not None
+        )
+    _say(f"{done} runs completed, {len(found) - done} to go")
+    return None
+
+
+def pack(options) -> None:
+    """Write complete runs into files of at most 15 MiB, to be carried to another machine."""
+    from lib.train import parcel
+
+    names = options.profile or ["lite", "study"]
+    for path in parcel.pack([config.load(n) for n in names], options.folder):
+        print(path)
+
+
+def unpack(options) -> None:
+    """Check packed files and put their runs where the notebooks adopt them."""
+    from lib.train import parcel
+
+    profiles = [config.load(n) for n in ("lite", "study")]
+    for name in parcel.unpack(options.parts, profiles):
+        print(name)
+
+
+def recipes(options) -> int:
+    """Compare the training code with what the recipes were stamped with."""
+    from lib.train import runs
+
+    if options.accept:
+        runs.stamp_recipes()
+    stale = runs.stale_recipes()
+    for model in stale:
+        print(
+            f"{model}: its training code changed. If results change, raise its recipe in "
+            "params/recipes.yaml; then run `python -m lib recipes --accept`"
+        )
+    return int(bool(stale))
+
+
+def notebook(options) -> None:
+    """Execute a notebook with parameters into a byte-stable copy."""
+    import yaml
+
+    from lib import runner
+
+    runner.die_with_parent()
+    parameters = {}
+    for text in options.parameters:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise StudyError(f"-p {text}: write KEY=VALUE")
+        parameters[name] = yaml.safe_load(value)
+    profile = config.load(str(parameters.get("profile", "smoke")))
+    runner.execute(
+        paths.NOTEBOOKS / f"{options.name}.ipynb",
+        options.out,
+        parameters,
+        environment=device.environment(profile.device),
+        progress=not options.quiet,
+    )
+
+
+def strip(options) -> None:
+    """Remove outputs and stray metadata from committed notebooks, in place."""
+    from lib import runner
+
+    for path in options.paths or sorted(paths.NOTEBOOKS.glob("*.ipynb")):
+        runner.strip(path)
+
+
+def adopt(options) -> None:
+    """List complete runs in params/runs.yaml, so that the pipeline publishes them."""
+    profile = _profile(options.profile)
+    from lib.train import runs
+
+    for name in runs.adopt(profile):
+        print(name)
+
+
+def check(options) -> int:
+    """Compare results in place with the committed ones, within their tolerance."""
+    from lib import report
+
+    status = 0
+    for name in options.profile or ["lite", "study"]:
+        lines = report.check(name)
+        status |= bool(lines)
+        print("\n".join(lines) or f"{name}: results agree with the committed ones")
+    return status

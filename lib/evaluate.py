@@ -1,0 +1,407 @@
+"""The judge at work: sample sets in, rows of the generation tables out.
+
+The judge is one stored network (``lib.models.nin3d``); the hash of its weights goes with every
+number. Everything here runs in single precision.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from lib import config, data, device, files, heldout, metrics, paths, rng, voxel
+from lib.errors import StudyError
+from lib.metrics import Estimate
+from lib.models.nin3d import Nin3d
+from lib.train import checkpoint, runs
+from lib.train import judge as train_judge
+
+ANCHORS = ("real train", "real test", "Bernoulli", "PCA-Gaussian", "memoriser", "noise")
+REFERENCES = ("test", "train")  # the first is the headline
+SIDE = 30
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge makes of N shapes: features (N, F) float32, probabilities (N, K) float64."""
+
+    features: np.ndarray
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A stored reference network, its seed and the hash of its weights."""
+
+    seed: int
+    hash: str
+    network: Nin3d
+
+    @torch.no_grad()
+    def see(self, grids: np.ndarray, batch: int = 128) -> Seen:
+        """Look at bool grids (N, 30, 30, 30); the result does not depend on ``batch``."""
+        where = next(self.network.parameters()).device
+        features, probabilities = [], []
+        for i in range(0, len(grids), batch):
+            x = torch.from_numpy(grids[i : i + batch, None]).to(where, torch.float32)
+            f = self.network.features(x)
+            features.append(f.cpu().numpy())
+            logits = self.network.head(f).double()
+            probabilities.append(torch.softmax(logits, 1).cpu().numpy())
+        return Seen(np.concatenate(features), np.concatenate(probabilities))
+
+
+def load_judge(profile: config.Profile, seed: int = 0) -> Judge:
+    """The judge that a profile asks. Raises StudyError when it is not there."""
+    owner = config.load(profile.judge.profile)
+    run = runs.Run(owner.name, "judge", "all", seed)
+    path = run.weights / "judge.safetensors"
+    if not path.is_file():
+        raise StudyError(
+            f"the judge {run.id} is not in {paths.relative(run.weights)}; run "
+            f"`make {owner.name}`, or `python -m lib train judge --category all --profile "
+            f"{owner.name}`"
+        )
+    network = train_judge.build(owner.judge, len(config.CATEGORIES))
+    network = checkpoint.load_weights(path, network).to(device.pick(profile.device))
+    return Judge(seed, files.sha256(path)[:12], network)
+
+
+def to_judge(profile: config.Profile, voxels: np.ndarray) -> np.ndarray:
+    """Shapes on the profile's model grid (N, D, D, D) as the judge's bool grids (N, 30, 30, 30)."""
+    side = profile.data.side
+    return voxel.to_judge_grid(
+        voxels,
+        layout=data.layout_of(side),
+        threshold=profile.evaluation.threshold,
+        extra_sides=(side,) if side == 24 else (),
+    )
+
+
+def load_samples(run: runs.Run) -> np.ndarray:
+    """The published samples of a run, bool (N, D, D, D)."""
+    return voxel.load_voxels(run.samples / "samples.npz")
+
+
+def trained_runs(profile: config.Profile) -> list[runs.Run]:
+    """The generative runs whose samples are in place, in order of their names."""
+    folder = paths.results(profile.name) / "samples"
+    found = [p.parent.name for p in sorted(folder.glob("*/samples.npz"))]
+    return [runs.Run.parse(name) for name in found]
+
+
+def anchor_shapes(profile: config.Profile, category: str, train: data.Split) -> dict:
+    """Shapes of the four generated anchors of a category, bool (n, D, D, D) on the model grid."""
+    grids = data.model_grid(train.category(category).voxels, profile.data.side)
+    seeds = list(range(profile.evaluation.n_samples))
+    return {
+        "Bernoulli": metrics.bernoulli(grids, seeds),
+        "PCA-Gaussian": metrics.pca_gaussian(grids, seeds),
+        "memoriser": metrics.memoriser(grids, seeds),
+        "noise": metrics.noise(grids.shape[1:], float(grids.mean()), seeds),
+    }
+
+
+@dataclass
+class Gallery:
+    """All rows of a profile as a judge sees them: ``seen[row][category]``.
+
+    The references, ``real train`` and ``real test``, are rows like the others. ``runs`` names the
+    runs behind a row.
+    """
+
+    profile: config.Profile
+    judge: Judge
+    seen: dict[str, dict[str, Seen]] = field(default_factory=dict)
+    runs: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, row: str, category: str, grids: np.ndarray) -> None:
+        """Let the judge look at grids (N, 30, 30, 30) of a row."""
+        self.seen.setdefault(row, {})[category] = self.judge.see(grids)
+
+
+def look_at_everything(profile: config.Profile, judge: Judge, progress=iter) -> Gallery:
+    """Show the judge the real shapes, the anchors and the samples of every trained run.
+
+    ``progress`` wraps the iteration over categories (pass ``tqdm``).
+    """
+    gallery = Gallery(profile, judge)
+    train = data.load_train(profile.data)
+    for category in progress(profile.categories):
+        gallery.add("real train", category, train.category(category).voxels)
+        gallery.add("real test", category, heldout.reference(profile.data, category).voxels)
+        for row, shapes in anchor_shapes(profile, category, train).items():
+            gallery.add(row, category, to_judge(profile, shapes))
+    for run in trained_runs(profile):
+        if run.category in profile.categories and run.seed == 0:
+            row = runs.MODELS[run.model]
+            gallery.add(row, run.category, to_judge(profile, load_samples(run)))
+            gallery.runs.setdefault(row, []).append(run.id)
+    return gallery
+
+
+def compare(
+    statistic,
+    real: np.ndarray,
+    generated: np.ndarray,
+    same: bool,
+    settings: config.Evaluation,
+    *key,
+) -> tuple[Estimate, int]:
+    """``statistic(real, generated)`` at equal n, by draws without replacement; and that n.
+
+    ``same`` says that both are one pool (a reference row against itself): it is then cut in two
+    disjoint halves at random for every draw, so that no shape meets itself.
+    """
+    generator = rng.numpy_generator("evaluate", *key)
+    if not same:
+        n = min(settings.n_equal, len(real), len(generated))
+        return (
+            metrics.draws_without_replacement(
+                statistic, real, generated, n, settings.n_draws, generator
+            ),
+            n,
+        )
+    n = min(settings.n_equal, len(real) // 2)
+    values = np.empty(settings.n_draws)
+    for k in range(settings.n_draws):
+        order = generator.permutation(len(real))
+        values[k] = statistic(real[order[:n]], real[order[n : 2 * n]])
+    return Estimate(float(values.mean()), *map(float, np.percentile(values, [2.5, 97.5]))), n
+
+
+def distance_rows(gallery: Gallery, table: str, statistic) -> Iterable[dict]:
+    """Rows of table ``fid`` or ``kid``: every row against test (headline) and train.
+
+    ``excess`` is the distance above real train shapes at the same n. A Frechet distance grows as n
+    shrinks, so cells that cannot have the common n stay empty; the unbiased kernel distance may.
+    """
+    settings = gallery.profile.evaluation
+    floor = {}
+    for reference, row in itertools.product(REFERENCES, gallery.seen):
+        for category, seen in gallery.seen[row].items():
+            real = gallery.seen[f"real {reference}"][category].features
+            same = row == f"real {reference}"
+            key = (table, row, category, reference)
+            found, n = compare(statistic, real, seen.features, same, settings, *key)
+            if table == "fid" and n < settings.n_equal:
+                continue
+            note = "two random halves of one pool" if same else ""
+            common = dict(
+                row=row, category=category, reference=reference, n_samples=n, n_reference=n
+            )
+            headline = int(reference == REFERENCES[0])
+            yield common | dict(metric=table, estimate=found, headline=headline, note=note)
+            if row == "real train":
+                floor[reference, category] = found.value
+            if (reference, category) in floor:
+                excess = Estimate(*(v - floor[reference, category] for v in found))
+                yield common | dict(
+                    metric=f"{table} excess", estimate=excess, headline=0, note=note
+                )
+
+
+def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
+    """Rows of table ``class_probability``: the judge's mean probability of the right category.
+
+    Beside it the fraction of what real test shapes reach, since these are far below 1 for some
+    categories (METHODS 6.2).
+    """
+    settings = gallery.profile.evaluation
+    for row, category in _cells(gallery):
+        label = config.CATEGORIES.index(category)
+        p = gallery.seen[row][category].probabilities[:, label]
+        top = gallery.seen["real test"][category].probabilities[:, label].mean()
+        n = min(settings.n_equal, len(p))
+        found = metrics.draws_without_replacement(
+            lambda _, generated: generated.mean(),
+            p,
+            p,
+            n,
+            settings.n_draws,
+            rng.numpy_generator("evaluate", "class_probability", row, category),
+        )
+        common = dict(row=row, category=category, reference="", n_samples=n, n_reference="")
+        yield common | dict(metric="class probability", estimate=found, headline=1, note="")
+        share = Estimate(*(v / top for v in found))
+        yield common | dict(metric="fraction of real test", estimate=share, headline=0, note="")
+
+
+def inception_rows(gallery: Gallery) -> Iterable[dict]:
+    """Rows of table ``inception``: equal shares of all categories pooled (separate-multi).
+
+    A row that lacks a category has no score: a mixture of fewer categories scores lower by
+    construction.
+    """
+    settings, categories = gallery.profile.evaluation, gallery.profile.categories
+    for row, seen in gallery.seen.items():
+        if set(seen) != set(categories):
+            continue
+        n = min(settings.n_equal, *(len(s.probabilities) for s in seen.values()))
+        for n_splits, headline in ((settings.n_splits, 1), (1, 0)):
+            generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
+            values = np.empty(settings.n_draws)
+            for k in range(settings.n_draws):
+                rows = [
+                    s.probabilities[generator.choice(len(s.probabilities), n, replace=False)]
+                    for s in seen.values()
+                ]
+                pooled = np.concatenate(rows)
+                values[k] = metrics.inception_score(pooled, n_splits, generator)[0]
+            ends = map(float, np.percentile(values, [2.5, 97.5]))
+            yield dict(
+                row=row,
+                category="all",
+                metric="inception score" if headline else "inception score, one split",
+                estimate=Estimate(float(values.mean()), *ends),
+                headline=headline,
+                reference="",
+                n_samples=n * len(categories),
+                n_reference="",
+                note=f"{n} shapes of each of {len(categories)} categories; {n_splits} splits",
+            )
+
+
+def _cells(gallery: Gallery) -> list[tuple[str, str]]:
+    return [(row, category) for row, seen in gallery.seen.items() for category in seen]
+
+
+def generation_tables(gallery: Gallery) -> dict[str, list[dict]]:
+    """The four tables of 20_generation, as rows of estimates."""
+    return {
+        "inception": list(inception_rows(gallery)),
+        "fid": list(distance_rows(gallery, "fid", metrics.frechet_distance)),
+        "kid": list(distance_rows(gallery, "kid", metrics.kernel_distance)),
+        "class_probability": list(class_probability_rows(gallery)),
+    }
+
+
+def accuracy_columns(judge: Judge, profile: config.Profile) -> dict[str, tuple[int, int]]:
+    """Correct answers and number of test shapes: all, exact duplicates removed, IoU .95 removed."""
+    test = heldout.load_test(profile.data)
+    right = judge.see(test.voxels).probabilities.argmax(1) == test.labels
+    keep = {
+        "all": np.ones(len(right), bool),
+        "exact duplicates removed": test.duplicate < 1,
+        "IoU .95 removed": test.duplicate < 0.95,
+    }
+    return {name: (int(right[rows].sum()), int(rows.sum())) for name, rows in keep.items()}
+
+
+def judge_rows(profile: config.Profile) -> Iterable[dict]:
+    """Rows of table ``supervised`` for the judge itself: accuracy on the test split.
+
+    With several seeds the value is their mean with a Student t interval, with one the share of
+    right answers with Wilson's.
+    """
+    owner = config.load(profile.judge.profile)
+    seeds = [s for s in owner.evaluation.judge_seeds if has_judge(owner, s)]
+    columns = [accuracy_columns(load_judge(profile, s), profile) for s in seeds]
+    for name in columns[0]:
+        counts = [c[name] for c in columns]
+        n = counts[0][1]
+        if len(counts) == 1:
+            found, note = metrics.wilson_interval(*counts[0]), "Wilson interval"
+        else:
+            found = metrics.mean_over_seeds(np.array([right / n for right, _ in counts]))
+            note = f"mean over {len(counts)} seeds, Student t interval"
+        yield dict(
+            row=runs.MODELS["judge"],
+            category="all",
+            metric="accuracy" if name == "all" else f"accuracy, {name}",
+            estimate=found,
+            headline=int(name == "all"),
+            reference="",
+            n_samples=n,
+            n_reference="",
+            note=note,
+        )
+
+
+def has_judge(owner: config.Profile, seed: int) -> bool:
+    """True when the weights of a profile's judge of that seed are in place."""
+    run = runs.Run(owner.name, "judge", "all", seed)
+    return (run.weights / "judge.safetensors").is_file()
+
+
+def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
+    """The first ``n`` samples by seed of every trained run, labelled for a gallery.
+
+    Where nothing is trained, those of the anchors of the first category.
+    """
+    trained = [r for r in trained_runs(profile) if r.category in profile.categories]
+    if trained:
+        return {f"{runs.MODELS[r.model]}\n{r.category}": load_samples(r)[:n] for r in trained}
+    category = profile.categories[0]
+    anchors = anchor_shapes(profile, category, data.load_train(profile.data))
+    return {f"{row}\n{category}": shapes[:n] for row, shapes in anchors.items()}
+
+
+def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:
+    """For every trained run: title, its first samples, nearest training shapes, captions.
+
+    Nearest in the judge's features among training shapes of the category (3DWINN, Fig. 3).
+    """
+    profile = gallery.profile
+    train = data.load_train(profile.data)
+    for run in trained_runs(profile):
+        if run.category not in profile.categories:
+            continue
+        row = runs.MODELS[run.model]
+        features = gallery.seen[row][run.category].features[:n]
+        real = gallery.seen["real train"][run.category].features
+        index, distance = metrics.nearest_by_feature(features, real)
+        grids = data.model_grid(train.category(run.category).voxels, profile.data.side)
+        captions = [f"distance {d:.1f}" for d in distance]
+        yield f"{row} {run.category}", load_samples(run)[:n], grids[index], captions
+
+
+def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, layout: str) -> dict:
+    """All measures of one foreign sample set by a profile's judge, as one JSON-ready object.
+
+    voxels: (N, D, D, D) as ``voxel.load_voxels`` reads them. Raises StudyError for an unknown
+    category, a grid that the judge cannot take, or fewer than 2 shapes.
+    """
+    if category not in profile.categories:
+        names = ", ".join(profile.categories)
+        raise StudyError(
+            f"no category {category!r} in profile {profile.name}; choose one of {names}"
+        )
+    if len(voxels) < 2:
+        raise StudyError(f"{len(voxels)} shapes: distances need at least 2")
+    settings = profile.evaluation
+    side = profile.data.side
+    grids = voxel.to_judge_grid(
+        voxels,
+        layout=layout,
+        threshold=settings.threshold,
+        extra_sides=(side,) if side == 24 else (),
+    )
+    judge = load_judge(profile)
+    seen = judge.see(grids)
+    train = data.load_train(profile.data).category(category)
+    real = {"train": train.voxels, "test": heldout.reference(profile.data, category).voxels}
+    found = {"profile": profile.name, "category": category, "n": len(grids), "judge": judge.hash}
+    label = config.CATEGORIES.index(category)
+    found["class probability"] = metrics.class_probability(seen.probabilities, label)
+    found["mean occupancy"] = float(grids.mean())
+    for reference, shapes in real.items():
+        features = judge.see(shapes).features
+        for name, statistic in (
+            ("fid", metrics.frechet_distance),
+            ("kid", metrics.kernel_distance),
+        ):
+            key = ("file", name, category, reference)
+            value, n = compare(statistic, features, seen.features, False, settings, *key)
+            found[f"{name} {reference}"] = dict(value._asdict(), n=n)
+    flat = {name: _packed(shapes) for name, shapes in real.items()}
+    iou = metrics.nearest_by_iou(_packed(grids), flat["train"])[1]
+    heldout_iou = metrics.nearest_by_iou(flat["test"], flat["train"])[1]
+    found["memorisation"] = metrics.memorisation(iou, heldout_iou)
+    return found
+
+
+def _packed(grids: np.ndarray) -> np.ndarray:
+    return np.packbits(grids.reshape(len(grids), -1), axis=1)

@@ -1,0 +1,622 @@
+"""Pictures of voxel shapes and of results: static ones in matplotlib, turnable ones in plotly.
+
+Shapes are boolean grids (D, D, D) with axes (x, y, z), z up. Nothing else in the package imports
+matplotlib or plotly. Figures are made without pyplot, so they need no display, pile up nowhere,
+and a notebook shows one when a cell ends with it. All output is byte-stable.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D
+from plotly.utils import PlotlyJSONEncoder
+from scipy.ndimage import uniform_filter
+
+from lib.errors import StudyError
+from lib.files import write_bytes, write_text
+from lib.voxel import exposed_faces
+
+AZIMUTH, ELEVATION = -60.0, 25.0  # degrees; one camera for every picture
+LIGHT = np.array([0.20, -0.62, 0.76])  # unit vector towards the light, from the upper left
+AMBIENT, DIFFUSE = 0.42, 0.78
+PALETTE = ("#5b84b1", "#d08a5b", "#6fa287", "#a583b5", "#c9a94e", "#5aa0a8", "#c4737f", "#8a8f98")
+INK, MUTED, FAINT = "#2b2f36", "#7a808a", "#d9dce1"
+DPI = 110
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": "#b5bac2",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.8,
+    "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+    "grid.color": "#eceef1",
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "figure.facecolor": "white",
+    "figure.dpi": DPI,
+}
+
+
+def quiet_style():
+    """Return a context in which matplotlib draws in the style of the study, and only there."""
+    return matplotlib.rc_context(_STYLE)
+
+
+class Picture(Figure):
+    """A matplotlib figure with its own canvas, which a notebook shows as PNG."""
+
+    def __init__(self, width: float, height: float, **options):
+        super().__init__(figsize=(width, height), dpi=DPI, facecolor="white", **options)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self)
+
+
+def _panels(n: int, per_line: int, width: float, height: float, **options):
+    """Make a figure with n axes in lines of per_line; width and height of a panel in inches."""
+    per_line = min(per_line, n)
+    lines = -(-n // per_line)
+    figure = Picture(width * per_line, height * lines, layout="constrained")
+    axes = figure.subplots(lines, per_line, squeeze=False, **options).ravel()
+    for spare in axes[n:]:
+        spare.remove()
+    return figure, axes[:n]
+
+
+# ---------------------------------------------------------------------------------------------
+# Checks
+
+
+def _checked_shapes(shapes, where: str) -> np.ndarray:
+    """Return shapes as a boolean array (N, D, D, D), or say what is wrong with them."""
+    shapes = np.asarray(shapes)
+    if shapes.ndim != 4 or len(set(shapes.shape[1:])) != 1 or 0 in shapes.shape:
+        raise StudyError(
+            f"{where}: shapes have size {shapes.shape}; give N >= 1 cubes as (N, D, D, D)."
+        )
+    if shapes.dtype != bool:
+        raise StudyError(
+            f"{where}: shapes are {shapes.dtype}, not bool; threshold them first (shapes > 0.5)."
+        )
+    return shapes
+
+
+def _check_length(items, n: int, where: str, what: str) -> None:
+    if items is not None and len(items) != n:
+        raise StudyError(f"{where}: {len(items)} {what} for {n} shapes; give one for each.")
+
+
+def _check_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise StudyError(
+            f"{where}: no column {', '.join(missing)} in the table; "
+            f"it has {', '.join(map(str, table))}."
+        )
+    if not len(table):
+        raise StudyError(f"{where}: the table has no rows; choose rows that exist.")
+
+
+# ---------------------------------------------------------------------------------------------
+# The static renderer
+
+
+def camera(azimuth: float = AZIMUTH, elevation: float = ELEVATION):
+    """Return the unit vectors (right, up, eye), (3,) each, of an orthographic camera.
+
+    Angles in degrees; azimuth turns about z from the x axis; eye points from the scene to it.
+    """
+    a, e = np.deg2rad([azimuth, elevation])
+    right = np.array([-np.sin(a), np.cos(a), 0.0])
+    up = np.array([-np.sin(e) * np.cos(a), -np.sin(e) * np.sin(a), np.cos(e)])
+    return right, up, np.cross(right, up)
+
+
+def visible_faces(grid, azimuth: float = AZIMUTH, elevation: float = ELEVATION):
+    """Return the faces turned to the camera, far to near.
+
+    grid: bool (D, D, D). Returns corners (F, 4, 3), outward unit normals (F, 3) and the voxels
+    (F, 3) they belong to, all integers. Order: the depth of the voxel's centre. On a lattice of
+    equal cubes that is exact: if cube A hides part of B from an orthographic camera, no component
+    of A - B points away from it, hence A is nearer; and two visible faces of one cube never
+    overlap. So the painter's algorithm needs no z-buffer.
+    """
+    eye = camera(azimuth, elevation)[2]
+    vertices, quads = exposed_faces(grid)
+    corners = np.asarray(vertices, dtype=np.int64)[quads]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 1])
+    keep = normals @ eye > 1e-9
+    corners, normals = corners[keep], normals[keep]
+    # Outward by half a step leads from voxel to face: voxel = face centre - (normal + 1) / 2.
+    voxels = (corners.sum(1) - 2 * (normals + 1)) // 4
+    order = np.argsort(voxels @ eye, kind="stable")
+    return corners[order], normals[order], voxels[order]
+
+
+def _openness(grid: np.ndarray, voxels: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Return (F,) in [0, 1]: how open the surroundings of each face are (ambient occlusion).
+
+    A flat surface fills 2 of 5 layers of the 5^3 box around the empty cell before it, counted as
+    fully open; every further occupied cell darkens the face.
+    """
+    near = uniform_filter(np.pad(grid, 1).astype(np.float32), size=5, mode="constant")
+    filled = near[tuple((voxels + normals + 1).T)]
+    return np.clip(1.0 - (filled - 0.4) / 0.6, 0.0, 1.0)
+
+
+def _shades(grid, normals, voxels, colour) -> np.ndarray:
+    """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
+    light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
+    light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
+    height = (voxels[:, 2:] + 0.5) / grid.shape[2]
+    base = np.array(to_rgb(colour))
+    tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
+    return np.clip(tinted * light[:, None], 0.0, 1.0)
+
+
+def draw_shape(axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None):
+    """Draw one shape into a square of the axes and return its PolyCollection.
+
+    grid: bool (D, D, D), not empty; centre and size: the square, in data units; scale: data units
+    a voxel, by default such that the shape fills the square.
+    """
+    corners, normals, voxels = visible_faces(grid)
+    right, up, _ = camera()
+    flat = np.stack([corners @ right, corners @ up], axis=-1)  # (F, 4, 2)
+    low, high = flat.min((0, 1)), flat.max((0, 1))
+    scale = scale or size / (high - low).max()
+    polygons = (flat - (low + high) / 2) * scale + np.asarray(centre)
+    colours = _shades(np.asarray(grid, bool), normals, voxels, colour)
+    # Edges in the colour of the face close the hairlines that antialiasing leaves between them.
+    faces = PolyCollection(polygons, facecolors=colours, edgecolors=colours, linewidths=0.35)
+    faces.set_joinstyle("round")
+    axes.add_collection(faces, autolim=False)
+    return faces
+
+
+def _extent(grid: np.ndarray) -> float:
+    """Return the longer side of the projected shape in voxels; 0 for an empty grid."""
+    if not grid.any():
+        return 0.0
+    right, up, _ = camera()
+    corners = visible_faces(grid)[0]
+    return max(np.ptp(corners @ right), np.ptp(corners @ up))
+
+
+def gallery(
+    rows: Mapping[str, np.ndarray],
+    columns: int = 8,
+    titles: Sequence[str] | None = None,
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    colours: Mapping[str, str] | None = None,
+    cell: float = 1.15,
+    same_scale: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """Draw labelled rows of shapes, all seen from the same side.
+
+    rows: label -> bool (N, D, D, D); a row with more than `columns` shapes goes on in the next
+    line; titles: heads of the columns; captions: label -> one text under each shape; colours:
+    label -> colour, else the palette in turn; cell: inches a shape; same_scale: draw all with
+    one voxel size, else each fills its cell. An empty grid shows the word "empty".
+    Raises StudyError for shapes that are not boolean cubes and for lists of the wrong length.
+    """
+    rows = {name: _checked_shapes(s, f"gallery row '{name}'") for name, s in rows.items()}
+    if not rows or columns < 1:
+        raise StudyError("gallery: nothing to draw; give at least one row and one column.")
+    captions, colours = captions or {}, colours or {}
+    for name in [*captions, *colours]:
+        if name not in rows:
+            raise StudyError(f"gallery: no row '{name}'; the rows are {', '.join(rows)}.")
+    for name, texts in captions.items():
+        _check_length(texts, len(rows[name]), f"gallery row '{name}'", "captions")
+    columns = min(columns, max(map(len, rows.values())))
+    _check_length(titles, columns if titles is not None else 0, "gallery", "column titles")
+    scale = None
+    if same_scale:
+        scale = 0.92 / max(1.0, max(_extent(g) for shapes in rows.values() for g in shapes))
+    with quiet_style():
+        return _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title)
+
+
+def _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title) -> Figure:
+    """Lay the rows of `gallery` out on one axes whose data unit is the cell."""
+    label = 0.10 + 0.085 / cell * max(len(line) for n in rows for line in n.split("\n"))
+    head = (0.28 if titles else 0.04) + (0.30 if title else 0.0)
+    top, cells, heads = head / cell, [], []
+    for k, (name, shapes) in enumerate(rows.items()):
+        foot = 0.20 / cell if name in captions else 0.04
+        colour = colours.get(name, PALETTE[k % len(PALETTE)])
+        heads.append((name, top + 0.5))
+        for n, grid in enumerate(shapes):
+            x, y = n % columns + 0.5, top + (n // columns) * (1 + foot) + 0.5
+            cells.append((grid, x, y, colour, captions[name][n] if name in captions else None))
+        top += -(-len(shapes) // columns) * (1 + foot) + 0.04
+    figure = Picture(cell * (label + columns + 0.05), cell * top)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-label, columns + 0.05), ylim=(top, 0))
+    axes.set_axis_off()
+    # y counts downwards for the text; shapes are drawn upright in coordinates turned over.
+    upright = Affine2D().scale(1, -1) + axes.transData
+    for grid, x, y, colour, caption in cells:
+        _draw_cell(axes, grid, x, y, colour, caption, scale, upright)
+    for name, y in heads:
+        axes.text(0.06 - label, y, name, va="center", ha="left", fontsize=9, linespacing=1.3)
+    for k, text in enumerate(titles or ()):
+        axes.text(k + 0.5, (head - 0.06) / cell, text, ha="center", va="bottom", fontsize=8.5)
+    if title:
+        axes.text(0.06 - label, 0.08 / cell, title, ha="left", va="top", fontsize=11)
+    return figure
+
+
+def _draw_cell(axes, grid, x, y, colour, caption, scale, upright) -> None:
+    if grid.any():
+        faces = draw_shape(axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale)
+        faces.set_transform(upright)
+    else:
+        axes.text(x, y, "empty", ha="center", va="center", color=MUTED, style="italic")
+    if caption is not None:
+        axes.text(x, y + 0.51, caption, ha="center", va="top", fontsize=7.5, color=MUTED)
+
+
+def neighbours_figure(samples, nearest, captions: Sequence[str], *, title=None) -> Figure:
+    """Draw samples on the upper row and below each its nearest training shape, in one scale.
+
+    samples, nearest: bool (N, D, D, D); captions: N texts, such as the distance of each pair.
+    """
+    samples = _checked_shapes(samples, "neighbours_figure samples")
+    nearest = _checked_shapes(nearest, "neighbours_figure nearest")
+    _check_length(nearest, len(samples), "neighbours_figure", "neighbours")
+    _check_length(captions, len(samples), "neighbours_figure", "captions")
+    below = "nearest\ntraining\nshape"
+    rows = {"sample": samples, below: nearest}
+    colours = {"sample": PALETTE[0], below: PALETTE[7]}
+    texts = {below: captions}
+    return gallery(
+        rows, len(samples), captions=texts, colours=colours, same_scale=True, title=title
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The interactive viewer
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    """Store non-negative integers in the smallest unsigned type, which keeps the JSON short."""
+    return array.astype(np.min_scalar_type(int(array.max(initial=0))))
+
+
+def _mesh(grid: np.ndarray, name: str, colour: str) -> go.Mesh3d:
+    """Return the exposed faces of a grid as a plotly mesh, two triangles a face."""
+    vertices, quads = exposed_faces(grid)
+    x, y, z = _smallest(np.asarray(vertices).reshape(-1, 3)).T.copy()
+    triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
+    i, j, k = _smallest(triangles).T.copy()
+    return go.Mesh3d(
+        x=x, y=y, z=z, i=i, j=j, k=k, name=name, color=colour, flatshading=True, hoverinfo="skip",
+        lighting={"ambient": 0.58, "diffuse": 0.68, "specular": 0.03, "roughness": 0.9,
+                  "fresnel": 0.02},
+        # plotly takes the light in the camera's clip space, so it turns with the camera; there
+        # one unit of depth is about a thousand times one of width. From above, before the shape.
+        lightposition={"x": -8000, "y": 48000, "z": -100},
+    )  # fmt: skip
+
+
+def _scene(size: int) -> dict:
+    """Return a plotly scene: a cube of `size` voxels without axes, seen by the common camera."""
+    eye = 2.0 * camera()[2]
+    hidden = {"visible": False, "range": [0, size], "autorange": False}
+    return {
+        "xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "dragmode": "orbit",
+        # The orthographic camera zooms by the size of the cube, not by its distance.
+        "aspectmode": "manual", "aspectratio": dict.fromkeys("xyz", 1.4),
+        "camera": {"eye": dict(zip("xyz", eye.round(4).tolist(), strict=True)),
+                   "projection": {"type": "orthographic"}},
+    }  # fmt: skip
+
+
+def viewer(shapes, names: Sequence[str] | None = None, *, colour: str = "#82a7d0") -> go.Figure:
+    """Return a plotly figure that shows one shape at a time, to be turned by hand.
+
+    shapes: bool (N, D, D, D); names: N entries of the menu, by default "shape 1" to "shape N".
+    """
+    shapes = _checked_shapes(shapes, "viewer")
+    _check_length(names, len(shapes), "viewer", "names")
+    names = list(names or [f"shape {n + 1}" for n in range(len(shapes))])
+    meshes = [_mesh(grid, name, colour) for grid, name in zip(shapes, names, strict=True)]
+    for mesh in meshes[1:]:
+        mesh.visible = False
+    shown = np.eye(len(names), dtype=bool).tolist()
+    choices = [
+        {"label": name, "method": "restyle", "args": [{"visible": only}]}
+        for name, only in zip(names, shown, strict=True)
+    ]
+    menu = {"buttons": choices, "x": 0.02, "y": 0.98, "xanchor": "left", "yanchor": "top",
+            "bgcolor": "white", "bordercolor": FAINT, "font": {"size": 12}}  # fmt: skip
+    layout = {
+        "template": "none", "height": 460, "margin": dict.fromkeys("lrtb", 0),
+        "paper_bgcolor": "#f7f8fa", "scene": _scene(shapes.shape[1]), "showlegend": False,
+        "font": {"family": "sans-serif", "color": INK},
+        "updatemenus": [menu] if len(names) > 1 else [],
+    }  # fmt: skip
+    return go.Figure(data=meshes, layout=layout)
+
+
+def figure_json(figure: go.Figure) -> str:
+    """Return a plotly figure as JSON; equal figures give equal text."""
+    parts = figure.to_dict()  # arrays become base64 with their type here
+    return json.dumps(parts, cls=PlotlyJSONEncoder, sort_keys=True, separators=(",", ":"))
+
+
+def display_shapes(shapes, names: Sequence[str] | None = None, *, columns: int = 8) -> None:
+    """Show shapes in a notebook: a static gallery, then the viewer for those who can turn it.
+
+    shapes: bool (N, D, D, D). Both outputs carry no random identifier, so that an executed
+    notebook is the same each time; a site that shows no plotly shows the picture and one line.
+    """
+    from IPython.display import display
+
+    shapes = _checked_shapes(shapes, "display_shapes")
+    _check_length(names, len(shapes), "display_shapes", "names")
+    names = list(names or [f"shape {n + 1}" for n in range(len(shapes))])
+    still = gallery({"": shapes}, columns, captions={"": names}, cell=1.5)
+    line = f"The same in three dimensions: {', '.join(names)} (open the notebook in Jupyter)."
+    display({"image/png": png_bytes(still), "text/plain": ", ".join(names)}, raw=True)
+    turnable = json.loads(figure_json(viewer(shapes, names)))
+    display({"application/vnd.plotly.v1+json": turnable, "text/plain": line}, raw=True)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<script src="plotly.min.js"></script>
+<style>
+body {{ font: 15px/1.5 sans-serif; color: {ink}; max-width: 900px }}
+body {{ margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin: 1.6em 0 .4em }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+_SECTION = """<h2>{name}</h2>
+<div id="figure-{number}"></div>
+<script>
+(function () {{
+  var figure = {data};
+  var config = {{responsive: true, displaylogo: false}};
+  Plotly.newPlot("figure-{number}", figure.data, figure.layout, config);
+}})();
+</script>"""
+
+
+def page(path, figures: Mapping[str, go.Figure], title: str) -> Path:
+    """Write an HTML page of plotly figures that needs no network, and return its path.
+
+    figures: heading -> figure. The page loads `plotly.min.js` from its own folder; it is written
+    there from the installed plotly, once for all pages of the folder.
+    """
+    from plotly.offline import get_plotlyjs
+
+    if not figures:
+        raise StudyError(f"page {path}: no figures; give at least one.")
+    path = Path(path)
+    sections = [
+        # "<" occurs in strings only; escaped, no text can close the script element.
+        _SECTION.format(
+            name=escape(name), number=n, data=figure_json(figure).replace("<", "\\u003c")
+        )
+        for n, (name, figure) in enumerate(figures.items(), start=1)
+    ]
+    text = _PAGE.format(title=escape(title), ink=INK, body="\n".join(sections))
+    script, bundle = path.parent / "plotly.min.js", get_plotlyjs().encode()
+    if not script.exists() or script.stat().st_size != len(bundle):
+        write_bytes(script, bundle)
+    write_text(path, text)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------
+# Charts
+
+
+def curves(table, columns: Sequence[str], *, x="step", by=None, log=(), title=None) -> Figure:
+    """Draw training curves as small multiples, one panel a column.
+
+    table: DataFrame, or mapping of equally long arrays; columns: what to draw; x: the common
+    abscissa; by: a column that splits the rows into lines; log: columns with a logarithmic axis.
+    Rows where a column is missing (NaN) are left out of its line.
+    """
+    table = pd.DataFrame(table)
+    columns = list(columns)
+    if not columns:
+        raise StudyError("curves: no columns to draw; name at least one.")
+    _check_columns(table, [*columns, x, *([by] if by else []), *log], "curves")
+    groups = list(table.groupby(by, sort=False)) if by else [(None, table)]
+    with quiet_style():
+        figure, panels = _panels(len(columns), 3, 3.1, 2.1)
+        for axes, column in zip(panels, columns, strict=True):
+            for name, rows in groups:
+                rows = rows[[x, column]].dropna()
+                axes.plot(rows[x], rows[column], label=None if name is None else str(name))
+            axes.set(title=column, xlabel=x, yscale="log" if column in log else "linear")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        if by:
+            panels[0].legend(title=by)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def bars_with_intervals(
+    table: pd.DataFrame,
+    metric: str,
+    *,
+    anchors: Sequence[str] = (),
+    label: str | None = None,
+    columns: int = 4,
+    title: str | None = None,
+) -> Figure:
+    """Draw a metric as dot and interval, one line a row (method), one panel a category.
+
+    table: DataFrame with columns row, category, metric, value, low, high, and optionally
+    published, drawn as a hollow diamond; only the rows of `metric` are drawn, in the order given;
+    anchors: rows that are no method (real test, noise), in grey; label: of the axis.
+    """
+    _check_columns(table, ["row", "category", "metric", "value", "low", "high"], metric)
+    table = table[table["metric"] == metric]
+    if not len(table):
+        raise StudyError(f"bars_with_intervals: no rows for metric '{metric}' in the table.")
+    names, categories = list(table["row"].unique()), list(table["category"].unique())
+    height = 0.75 + 0.22 * len(names)
+    with quiet_style():
+        figure, panels = _panels(
+            len(categories), columns, 2.6, height, sharey=True, sharex=len(categories) > 1
+        )
+        for axes, category in zip(panels, categories, strict=True):
+            _dots(axes, table[table["category"] == category], names, anchors)
+            axes.set(title=category, yticks=range(len(names)), yticklabels=names)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+        for axes in panels[-columns:]:
+            axes.set_xlabel(label or metric)
+            axes.tick_params(labelbottom=True)
+        if "published" in table and table["published"].notna().any():
+            mark = {"mfc": "none", "mec": PALETTE[1], "ms": 5, "mew": 1.1, "ls": ""}
+            published = Line2D([], [], marker="D", **mark, label="published")
+            figure.legend(handles=[published], loc="outside upper right")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def _dots(axes, rows: pd.DataFrame, names: Sequence[str], anchors: Sequence[str]) -> None:
+    """Draw the dots and intervals of one category."""
+    for row in rows.to_dict("records"):
+        y = names.index(row["row"])
+        colour = "#a3a8b0" if row["row"] in anchors else PALETTE[0]
+        axes.plot([row["low"], row["high"]], [y, y], color=colour, lw=2.2, solid_capstyle="round")
+        axes.plot(row["value"], y, "o", color=colour, ms=5.5, mec="white", mew=0.8)
+        if pd.notna(row.get("published")):
+            axes.plot(row["published"], y, "D", mfc="none", mec=PALETTE[1], ms=5, mew=1.1)
+
+
+def confusion_matrix(matrix, names: Sequence[str], *, title: str | None = None) -> Figure:
+    """Draw a confusion matrix: rows are the true class, shade is the share of the row.
+
+    matrix: non-negative (K, K), counts or shares; names: K classes. The number in a cell is the
+    entry itself; zeros are left blank.
+    """
+    matrix = np.asarray(matrix)
+    k = len(names)
+    if matrix.shape != (k, k) or not np.isfinite(matrix).all() or (matrix < 0).any():
+        raise StudyError(
+            f"confusion_matrix: size {matrix.shape} for {k} names; "
+            "give a (K, K) array of finite entries >= 0 with K names."
+        )
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
+    shades = LinearSegmentedColormap.from_list("quiet", ["#ffffff", PALETTE[0], "#2f4f75"])
+    with quiet_style():
+        figure = Picture(1.6 + 0.42 * k, 1.3 + 0.38 * k, layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(share, cmap=shades, vmin=0, vmax=1, aspect="auto")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        for (r, c), entry in np.ndenumerate(matrix):
+            if entry:
+                text = f"{entry:d}" if np.issubdtype(matrix.dtype, np.integer) else f"{entry:.2f}"
+                colour = "white" if share[r, c] > 0.45 else INK
+                axes.text(c, r, text, ha="center", va="center", fontsize=7.5, color=colour)
+        axes.set(xlabel="predicted", ylabel="true", title=title or "")
+        axes.set_xticks(range(k), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(k), names)
+    return figure
+
+
+def histogram(values: Mapping[str, np.ndarray], *, bins=30, xlabel="", title=None) -> Figure:
+    """Draw one or several distributions as densities over common bins.
+
+    values: label -> finite numbers (N,), not empty; bins: their number, or their edges.
+    """
+    values = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
+    bad = [name for name, v in values.items() if not len(v) or not np.isfinite(v).all()]
+    if bad or not values:
+        where = ", ".join(map(str, bad)) or "any label"
+        raise StudyError(f"histogram: empty or not finite: {where}; leave such values out.")
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=bins)
+    with quiet_style():
+        figure = Picture(4.6, 2.6, layout="constrained")
+        axes = figure.add_subplot(xlabel=xlabel, ylabel="density", title=title or "")
+        for k, (name, v) in enumerate(values.items()):
+            density = np.histogram(v, edges, density=True)[0]
+            colour = PALETTE[k % len(PALETTE)]
+            axes.stairs(density, edges, fill=True, color=colour, alpha=0.25)
+            axes.stairs(density, edges, color=colour, linewidth=1.3, label=name)
+        if len(values) > 1:
+            axes.legend()
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a matplotlib figure as PNG without date or program, so equal figures are equal."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path_without_suffix, data: pd.DataFrame | None = None) -> list[Path]:
+    """Write a figure as PNG and, beside it, its data as CSV; return the paths written."""
+    stem = Path(path_without_suffix)
+    if stem.suffix in {".png", ".csv"}:
+        raise StudyError(f"save {stem}: give the path without '{stem.suffix}'; it is added.")
+    contents = {".png": png_bytes(figure)}
+    if data is not None:
+        contents[".csv"] = data.to_csv(index=False, lineterminator="\n").encode()
+    paths = [stem.with_name(stem.name + suffix) for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_bytes(path, content)
+    return paths

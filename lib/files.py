@@ -1,0 +1,128 @@
+"""Files that are either whole or absent: every write goes to a temporary name, then is renamed."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from lib.errors import StudyError
+
+# All that numpy and zipfile raise when bytes of an archive are missing or altered. A file that holds
+# one plain array is a TypeError; an altered flag or method is a RuntimeError.
+DAMAGED_NPZ = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file, durably and atomically; parents are made.
+
+    Raises StudyError when the disk is full or the place cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise StudyError(
+            f"{path}: cannot be written ({error.strerror}); nothing was changed"
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON with sorted keys and a final newline, atomically."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object. Raises StudyError for a missing or damaged file."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise StudyError(f"{path}: not readable as JSON ({error})") from None
+
+
+def save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write a compressed ``.npz`` whose bytes depend on the arrays alone."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(arrays):
+            member = io.BytesIO()
+            np.lib.format.write_array(
+                member, np.ascontiguousarray(arrays[name]), allow_pickle=False
+            )
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, member.getvalue())
+    write_bytes(path, buffer.getvalue())
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an ``.npz``. Raises StudyError for a missing or damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise StudyError(f"{path}: no such file") from None
+    except DAMAGED_NPZ as error:
+        raise StudyError(f"{path}: not a readable .npz file ({error})") from None
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def commit_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder appear complete or not at all: ``fill`` writes into a temporary sibling.
+
+    Raises StudyError when the disk is full or the place cannot be written; the old folder stays.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            stage = Path(temporary) / "new"
+            stage.mkdir()
+            fill(stage)
+            if folder.exists():
+                os.replace(folder, Path(temporary) / "old")
+            os.replace(stage, folder)
+    except OSError as error:
+        raise StudyError(
+            f"{folder}: cannot be written ({error.strerror}); free some space or choose another place"
+        ) from None

@@ -1,0 +1,311 @@
+"""Tables of results: one number a row, written by table notebooks and joined by 90_report."""
+
+import io
+import math
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import config, files, paths
+from lib.errors import StudyError
+
+COLUMNS = (
+    "table,row,category,metric,published,value,low,high,headline,n_seeds,n_samples,reference,"
+    "n_reference,judge,threshold,profile,run_ids,note"
+).split(",")
+KEY = ["table", "row", "category", "metric", "reference", "n_samples", "threshold"]
+PUBLISHED = paths.CODE / "data" / "published.csv"
+DIGITS = 6
+
+TITLES = {
+    "inception": "Inception score (Table 2 of 3DWINN)",
+    "fid": "Frechet distance, FID (Table 3 of 3DWINN)",
+    "kid": "Kernel distance, KID",
+    "class_probability": "Class probability (Table 4 of 3DWINN)",
+    "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
+}
+DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
+
+
+def published() -> pd.DataFrame:
+    """The papers' figures: table, row, category, metric, published, source."""
+    return pd.read_csv(PUBLISHED, dtype={"published": float})
+
+
+def table(
+    name: str,
+    profile: config.Profile,
+    rows: list[dict],
+    *,
+    judge: str,
+    run_ids: dict[str, list[str]] | None = None,
+) -> pd.DataFrame:
+    """Rows of estimates as a tidy table; published cells that were not run stay, value empty.
+
+    rows: dicts with row, category, metric, estimate, headline, reference, n_samples, n_reference,
+    note. run_ids: row -> the runs behind it. Raises StudyError for two rows of one key.
+    """
+    out = []
+    for found in rows:
+        estimate = found["estimate"]
+        ids = [i for i in (run_ids or {}).get(found["row"], []) if _covers(i, found["category"])]
+        out.append(
+            {k: found.get(k, "") for k in COLUMNS}
+            | dict(zip(("value", "low", "high"), map(_rounded, estimate), strict=True))
+            | {
+                "table": name,
+                "judge": judge,
+                "threshold": profile.evaluation.threshold,
+                "profile": profile.name,
+                "n_seeds": 1 if ids else "",
+                "run_ids": " ".join(ids),
+            }
+        )
+    done = pd.DataFrame(out, columns=COLUMNS)
+    twice = done[done.duplicated(KEY)]
+    if len(twice):
+        raise StudyError(f"table {name}: two rows for {twice.iloc[0][KEY].to_dict()}")
+    return _with_published(done, name, profile)
+
+
+def _covers(run_id: str, category: str) -> bool:
+    return category == "all" or f"-{category}-s" in run_id
+
+
+def _rounded(value: float) -> float | str:
+    return "" if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def _with_published(done: pd.DataFrame, name: str, profile: config.Profile) -> pd.DataFrame:
+    """Put the papers' figures beside headline cells; add the cells that were not run, empty.
+
+    Procedural shapes have no published figures.
+    """
+    if profile.data.source == "procedural":
+        return done
+    quoted = published().query("table == @name")
+    quoted = quoted[quoted["category"].isin([*profile.categories, "all"])]
+    cells = {(q.row, q.category, q.metric): q.published for q in quoted.itertuples()}
+    place = list(zip(done["row"], done["category"], done["metric"], strict=True))
+    done["published"] = [
+        cells.pop(cell, "") if headline else ""
+        for cell, headline in zip(place, done["headline"], strict=True)
+    ]
+    missing = [
+        {k: "" for k in COLUMNS}
+        | {"table": name, "row": row, "category": category, "metric": metric}
+        | {"published": value, "headline": 1, "profile": profile.name}
+        | {"threshold": profile.evaluation.threshold, "note": "not run in this profile"}
+        for (row, category, metric), value in cells.items()
+    ]
+    return pd.concat([done, pd.DataFrame(missing, columns=COLUMNS)], ignore_index=True)
+
+
+def write_table(found: pd.DataFrame, profile: str, notebook: str, name: str) -> Path:
+    """Write ``results/<profile>/tables/<notebook>/<name>.csv``."""
+    path = paths.results(profile) / "tables" / notebook / f"{name}.csv"
+    files.write_text(path, found.to_csv(index=False, lineterminator="\n"))
+    return path
+
+
+def read_tables(folder: Path) -> pd.DataFrame:
+    """All tables of a folder joined, in order of their names. StudyError when there is none."""
+    found = sorted(Path(folder).glob("**/*.csv"))
+    if not found:
+        raise StudyError(f"{paths.relative(folder)} holds no table; run 20_generation first")
+    parts = [pd.read_csv(p, keep_default_na=False, dtype=str) for p in found]
+    return pd.concat(parts, ignore_index=True)[COLUMNS]
+
+
+def wide(found: pd.DataFrame, metric: str, reference: str = "") -> pd.DataFrame:
+    """Rows by categories for one metric: ``value [low, high]`` as text, published in brackets.
+
+    An empty cell is one that was not computed.
+    """
+    chosen = found[(found["metric"] == metric) & (found["reference"].isin([reference, ""]))]
+    if not len(chosen):
+        raise StudyError(f"no rows of metric {metric!r} against {reference!r}")
+    decimals = DECIMALS.get(chosen["table"].iloc[0], 3)
+    cells = chosen.apply(lambda r: _cell(r, decimals), axis=1)
+    categories, rows = chosen["category"].unique(), chosen["row"].unique()
+    out = pd.DataFrame("", index=rows, columns=categories)
+    for row, category, cell in zip(chosen["row"], chosen["category"], cells, strict=True):
+        out.loc[row, category] = cell
+    out.index.name = metric
+    return out
+
+
+def _cell(row: pd.Series, decimals: int) -> str:
+    def text(value: object) -> str:
+        return "" if value in ("", None) else f"{float(value):.{decimals}f}"
+
+    ours = text(row["value"])
+    if row["low"] not in ("", None):
+        ours += f" [{text(row['low'])}, {text(row['high'])}]"
+    paper = text(row["published"])
+    return ours + (f" (paper {paper})" if paper else "")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A table as GitHub Markdown, its index the first column."""
+    head = [frame.index.name or "", *map(str, frame.columns)]
+    lines = [head, ["---"] * len(head)]
+    lines += [
+        [str(index), *map(str, row)] for index, row in zip(frame.index, frame.values, strict=True)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_report(profile: config.Profile) -> pd.DataFrame:
+    """Join the profile's tables into ``report/results.csv`` and one Markdown page; returns them."""
+    folder = paths.results(profile.name)
+    found = read_tables(folder / "tables")
+    files.write_text(
+        folder / "report" / "results.csv", found.to_csv(index=False, lineterminator="\n")
+    )
+    files.write_text(folder / "report" / "tables.md", tables_page(found, profile))
+    return found
+
+
+def tables_page(found: pd.DataFrame, profile: config.Profile) -> str:
+    """The headline tables as one Markdown page."""
+    parts = [f"# Tables of profile {profile.name}\n"]
+    for name in [t for t in TITLES if t in set(found["table"])]:
+        rows = found[(found["table"] == name) & (found["headline"] == "1")]
+        parts.append(f"## {TITLES[name]}\n")
+        for metric in rows["metric"].unique():
+            part = rows[rows["metric"] == metric]
+            parts.append(markdown(wide(part, metric, reference_of(part))))
+            parts.append(_footnote(part))
+    return "\n".join(parts)
+
+
+def reference_of(rows: pd.DataFrame) -> str:
+    """The one reference that headline rows name, or an empty string."""
+    named = [r for r in rows["reference"].unique() if r]
+    return named[0] if named else ""
+
+
+def _footnote(rows: pd.DataFrame) -> str:
+    run = rows[rows["value"] != ""]
+    against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
+    sizes = sorted({int(float(n)) for n in run["n_samples"] if n})
+    judges = sorted({j for j in run["judge"] if j})
+    return (
+        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets; "
+        f"judge {', '.join(judges)}. An empty cell was not run in this profile.\n"
+    )
+
+
+def against_anchors(found: pd.DataFrame, metric: str = "kid") -> pd.DataFrame:
+    """Does each trained cell beat the anchors? yes, no, or undecided where intervals overlap.
+
+    Lower is better. The intervals cover the choice of shapes, not another training run.
+    """
+    cells = found[(found["metric"] == metric) & (found["headline"] == "1") & (found["value"] != "")]
+    ends = {(r.row, r.category): (r.value, r.low, r.high) for r in cells.itertuples()}
+    trained = cells[cells["run_ids"] != ""]
+    out = []
+    for own in trained.itertuples():
+        line = {"row": own.row, "category": own.category, metric: f"{float(own.value):.3f}"}
+        for anchor in ("noise", "Bernoulli", "PCA-Gaussian", "real train"):
+            other = ends.get((anchor, own.category))
+            line[f"below {anchor}"] = _below((own.value, own.low, own.high), other)
+        out.append(line)
+    columns = ["row", "category", metric]
+    return pd.DataFrame(out, columns=None if out else columns).set_index(columns[:2])
+
+
+def _below(own: tuple[str, str, str], other: tuple[str, str, str] | None) -> str:
+    if other is None or "" in (*own, *other):
+        return ""
+    if float(own[2]) < float(other[1]):
+        return "yes"
+    return "no" if float(own[1]) > float(other[2]) else "undecided"
+
+
+def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Counts (K, K): rows are true categories, columns what the most probable answer was."""
+    n = probabilities.shape[1]
+    counts = np.zeros((n, n), int)
+    np.add.at(counts, (labels, probabilities.argmax(1)), 1)
+    return counts
+
+
+def data_card(card: dict, settings: config.Data) -> str:
+    """The data card as Markdown, from the numbers of ``data.prepare``."""
+    counts = pd.DataFrame(card["counts"]).T
+    columns = [c for c in counts.columns if c != "occupancy"]
+    total = counts[columns].sum().astype(int)
+    cells = counts.astype({c: int for c in columns}).astype(object)
+    cells.loc["all"] = [*total.tolist(), ""]
+    cells.index.name = "category"
+    sources = {
+        "modelnet10": "ModelNet10 (Wu et al. 2015), official split, one pose, 30^3 grids",
+        "off": "ModelNet10 (Wu et al. 2015), official split, meshes voxelised here to 30^3 grids",
+        "procedural": f"procedural furniture (`lib/furniture.py`), seed {settings.seed}",
+    }
+    near = card["test near a training shape"]
+    empty = {split: ", ".join(map(str, rows)) or "none" for split, rows in card["empty"].items()}
+    return "\n".join(
+        [
+            f"# Data card: {card['name']}",
+            "",
+            f"Source: {sources[card['source']]}.",
+            "",
+            markdown(cells),
+            f"- Empty grids, by row of the source: train {empty['train']}; test {empty['test']}.",
+            "  They leave the training split and stay in the test split.",
+            f"- Distinct training grids as received: {card['distinct training grids']}.",
+            f"- Test shapes equal to a training shape: {card['test equal to a training shape']};"
+            f" with an overlap of .95 or more {near['0.95']}, of .9 or more {near['0.9']}.",
+            f"- Validation: {settings.validation:.0%} of every category, seed {settings.seed}, near"
+            " duplicates on one side.",
+            f"- Hash of everything prepared: `{card['hash']}`.",
+            "",
+        ]
+    )
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a Markdown page atomically."""
+    files.write_text(path, text)
+
+
+def check(profile: str, tolerance: float = 0.02) -> list[str]:
+    """Differences between a profile's results.csv and the committed one, one line each.
+
+    Numbers agree when they differ by at most ``tolerance`` of the larger one, or by 1e-3; all
+    other columns but the judge's hash must be equal. Raises StudyError when either is missing.
+    """
+    name = f"results/{profile}/report/results.csv"
+    command = ["git", "-C", str(paths.CODE), "show", f"HEAD:{name}"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise StudyError(f"{name} is not committed, so there is nothing to compare with")
+    ours = paths.results(profile) / "report" / "results.csv"
+    if not ours.is_file():
+        raise StudyError(f"{name} is missing; run `make {profile}`")
+    before = pd.read_csv(io.StringIO(shown.stdout), keep_default_na=False, dtype=str)
+    after = pd.read_csv(ours, keep_default_na=False, dtype=str)
+    both = before.merge(after, on=KEY, how="outer", indicator=True, suffixes=(" then", " now"))
+    lines = []
+    for row in both.to_dict("records"):
+        place = " / ".join(str(row[k]) for k in KEY if row[k])
+        if row["_merge"] != "both":
+            lines.append(f"{place}: only in {'HEAD' if row['_merge'] == 'left_only' else 'place'}")
+            continue
+        for column in ("value", "low", "high", "published"):
+            then, now = row[f"{column} then"], row[f"{column} now"]
+            if not _close(then, now, tolerance):
+                lines.append(f"{place}: {column} was {then or 'empty'}, is {now or 'empty'}")
+    return lines
+
+
+def _close(then: str, now: str, tolerance: float) -> bool:
+    if then == "" or now == "":
+        return then == now
+    a, b = float(then), float(now)
+    return abs(a - b) <= max(1e-3, tolerance * max(abs(a), abs(b)))

@@ -1,0 +1,231 @@
+"""The one training loop: logs, checkpoints, resumes, guards against divergence.
+
+What is trained is a ``Task``. Random numbers of a task are named by the step (``lib.rng``), so a
+checkpoint holds tensors and counters only, and N steps equal N/2, a kill, and N/2 more.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lib import files
+from lib.errors import StudyError
+from lib.train import checkpoint
+
+
+class Task:
+    """A model in training: networks, optimizers, counters, and one step.
+
+    A subclass fills the attributes in its constructor and defines ``step``. ``counters`` are plain
+    values that the next step needs; ``buffers`` are tensors (chains, pools, best weights).
+    """
+
+    n_steps: int
+    log_every: int
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    counters: dict[str, float]
+    buffers: dict[str, object]
+
+    def step(self, step: int) -> dict[str, float]:
+        """One update; returns what to log."""
+        raise NotImplementedError
+
+    def monitor(self, step: int) -> dict[str, float | str]:
+        """What is measured at every log line beside the losses; ``warning`` is shown at once."""
+        return {}
+
+    def finish(self) -> None:
+        """Called once after the last step, before the weights are stored."""
+
+    def state(self) -> dict:
+        """Everything that the next step depends on."""
+        return {
+            "networks": {n: m.state_dict() for n, m in self.networks.items()},
+            "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            "counters": dict(self.counters),
+            "buffers": dict(self.buffers),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Take up a state of the same task."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.counters.update(state["counters"])
+        self.buffers.update(state["buffers"])
+
+
+@dataclass(frozen=True)
+class Model:
+    """How a model is trained and stored; every ``lib/train/<model>.py`` defines one ``MODEL``.
+
+    task(profile, split, seed, where) -> Task; build(profile) -> {name: network};
+    sample(profile, networks, seeds) -> probabilities (N, D, D, D), or None for classifiers.
+    ``modules`` are the model's files whose code decides what training computes.
+    """
+
+    task: Callable
+    build: Callable
+    modules: tuple[str, ...]
+    sample: Callable | None = None
+
+
+# Files that decide what training computes for every model.
+SHARED_MODULES = ("lib/data.py", "lib/rng.py", "lib/train/engine.py")
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; StudyError when another process trains it now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise StudyError(
+                f"{folder.name}: process {file.read().strip() or 'unknown'} trains this run; "
+                "wait for it or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def fit(
+    task: Task,
+    folder: Path,
+    *,
+    name: str,
+    deadline: float = math.inf,
+    checkpoint_seconds: float = 120.0,
+    progress: bool = True,
+) -> bool:
+    """Train ``task`` to its last step, from wherever ``folder`` says it stopped; True when done.
+
+    folder: holds ``state.safetensors``, ``log.csv`` and ``status.json``. deadline: in seconds of
+    ``time.monotonic``; when it passes, the state is saved and False returned. The state is also
+    saved every ``checkpoint_seconds`` and, at the end of the step, on Ctrl-C and SIGTERM, which
+    then raise KeyboardInterrupt.
+    Raises StudyError when a loss is no longer finite; the last good state stays.
+    """
+    state, warning = checkpoint.load_latest(folder / "state.safetensors")
+    first, rows, spent = 0, [], 0.0
+    if state is not None:
+        task.load_state(state["task"])
+        first, rows, spent = state["step"], state["rows"], state["seconds"]
+    bar = tqdm(
+        total=task.n_steps,
+        initial=first,
+        desc=name,
+        disable=not progress,
+        mininterval=2,
+        unit="step",
+    )
+    if warning:
+        bar.write(f"warning: {warning}")
+    started = saved = time.monotonic()
+    step = first
+
+    def save() -> None:
+        seconds = spent + time.monotonic() - started
+        done = {"task": task.state(), "step": step, "rows": rows, "seconds": seconds}
+        checkpoint.save(folder / "state.safetensors", done)
+        files.write_text(folder / "log.csv", log_csv(rows))
+        status = {"step": step, "n_steps": task.n_steps, "seconds": round(seconds, 1)}
+        files.write_json(folder / "status.json", status)
+
+    signals, restore = _deferred_signals()
+    try:
+        while step < task.n_steps:
+            logged = task.step(step)
+            _guard(logged, name, step)
+            step += 1
+            if step % task.log_every == 0 or step == task.n_steps:
+                logged |= task.monitor(step)
+                if text := logged.get("warning"):
+                    bar.write(f"warning: {name} step {step}: {text}")
+                rows.append({"step": step} | logged)
+                bar.set_postfix_str(_summary(logged), refresh=False)
+            bar.update()
+            now = time.monotonic()
+            if now > deadline and step < task.n_steps:
+                break
+            if now - saved > checkpoint_seconds:
+                save()
+                saved = now
+            if signals:
+                save()
+                raise KeyboardInterrupt(f"{name}: stopped at step {step}, saved")
+    finally:
+        bar.close()
+        restore()
+    if step == task.n_steps:
+        task.finish()
+    save()
+    return step == task.n_steps
+
+
+def _deferred_signals() -> tuple[list[int], Callable[[], None]]:
+    """Collect SIGINT and SIGTERM instead of being cut in the middle of a step; and how to undo it.
+
+    Only the main thread may do so; elsewhere signals act as before.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        return received, lambda: None
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in both}
+    return received, lambda: [signal.signal(s, handler) for s, handler in before.items()]
+
+
+def _guard(logged: dict, name: str, step: int) -> None:
+    for key, value in logged.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise StudyError(
+                f"{name}: {key} became {value} at step {step}; the last checkpoint is kept. Lower "
+                "the learning rate or change the seed in params"
+            )
+
+
+def _summary(logged: dict) -> str:
+    return " ".join(f"{k}={v:.3g}" for k, v in logged.items() if isinstance(v, float))
+
+
+def log_csv(rows: list[dict]) -> str:
+    """The log of record: one line a log step, columns in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+def is_locked(folder: Path) -> bool:
+    """True while some process trains the run in ``folder``."""
+    try:
+        with open(folder / "lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,130 @@
+"""Carrying complete runs between machines: ``pack`` writes parts, ``unpack`` places them.
+
+A part is an uncompressed zip of at most 15 MiB that holds whole ``final`` folders or pieces of
+one; its manifest lists the SHA-256 of every file. A run is placed when all its files have come.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+from lib import config, files, paths
+from lib.errors import StudyError
+from lib.train import runs
+
+PART_BYTES = 15 * 2**20
+MANIFEST = "manifest.json"
+
+
+def pack(profiles: list[config.Profile], folder: Path, part_bytes: int = PART_BYTES) -> list[Path]:
+    """Write every complete, unpublished run of the profiles into ``<folder>/part-<k>.zip``.
+
+    Raises StudyError when a single file exceeds a part, or nothing is complete.
+    """
+    entries = [
+        (f"{key}/{file.name}", file.read_bytes())
+        for profile in profiles
+        for run in runs.complete_unpublished(profile)
+        for key in [runs.key(run, profile)]
+        for file in sorted((paths.CHECKPOINTS / key / "final").iterdir())
+    ]
+    if not entries:
+        raise StudyError(
+            "no complete run to pack; `python -m lib queue --run` trains what is wanted"
+        )
+    for name, content in entries:
+        if len(content) > part_bytes:
+            raise StudyError(f"{name}: {len(content)} bytes do not fit a part of {part_bytes}")
+    whole = _manifest(entries)
+    written = []
+    for number, part in enumerate(_parts(entries, part_bytes)):
+        path = Path(folder) / f"part-{number:03d}.zip"
+        files.write_bytes(path, _zip(part, whole))
+        written.append(path)
+    return written
+
+
+def _manifest(entries: list[tuple[str, bytes]]) -> dict[str, dict[str, str]]:
+    """Key -> file name -> SHA-256, for every run of the parcel."""
+    out: dict[str, dict[str, str]] = {}
+    for name, content in entries:
+        key, file = name.split("/")
+        out.setdefault(key, {})[file] = hashlib.sha256(content).hexdigest()
+    return out
+
+
+def _parts(entries: list[tuple[str, bytes]], part_bytes: int) -> list[list[tuple[str, bytes]]]:
+    """First-fit decreasing; the order within a part is that of the names."""
+    bins: list[list[tuple[str, bytes]]] = []
+    room: list[int] = []
+    for entry in sorted(entries, key=lambda e: (-len(e[1]), e[0])):
+        place = next((k for k, r in enumerate(room) if r >= len(entry[1])), len(bins))
+        if place == len(bins):
+            bins.append([])
+            room.append(part_bytes)
+        bins[place].append(entry)
+        room[place] -= len(entry[1])
+    return [sorted(part) for part in bins]
+
+
+def _zip(part: list[tuple[str, bytes]], manifest: dict) -> bytes:
+    buffer = io.BytesIO()
+    text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in [(MANIFEST, text), *part]:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+    return buffer.getvalue()
+
+
+def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
+    """Check the parts and put complete runs where their notebooks adopt them; returns their keys.
+
+    Nothing is placed unless every part is sound, every run complete, and every key is one that a
+    profile asks for with the parameters and recipes of this checkout. A run that is in place
+    already is left as it is.
+    """
+    known = {runs.key(r, p) for p in profiles for r in runs.wanted(p)}
+    content, manifest = _read(parts)
+    for key, listed in manifest.items():
+        lacking = sorted(set(listed) - set(content.get(key, {})))
+        if lacking:
+            raise StudyError(f"{key}: {', '.join(lacking)} missing; give all parts of the parcel")
+        if key not in known:
+            raise StudyError(
+                f"{key}: no profile asks for this run as it was trained (other parameters, data or "
+                "recipe); nothing was unpacked"
+            )
+    for key, found in content.items():
+        final = paths.CHECKPOINTS / key / "final"
+        if not final.is_dir():
+            files.commit_folder(final, lambda stage, found=found: _fill(stage, found))
+    return sorted(content)
+
+
+def _fill(stage: Path, found: dict[str, bytes]) -> None:
+    for name, data in found.items():
+        files.write_bytes(stage / name, data)
+
+
+def _read(parts: list[Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, dict[str, str]]]:
+    """Files by key and the joined manifest; StudyError for a damaged part or file."""
+    content: dict[str, dict[str, bytes]] = {}
+    manifest: dict[str, dict[str, str]] = {}
+    for part in parts:
+        try:
+            with zipfile.ZipFile(part) as archive:
+                manifest |= json.loads(archive.read(MANIFEST))
+                names = [n for n in archive.namelist() if n != MANIFEST]
+                entries = [(n, archive.read(n)) for n in names]
+        except FileNotFoundError:
+            raise StudyError(f"{part}: no such file") from None
+        except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+            raise StudyError(f"{part}: damaged part ({error}); nothing was unpacked") from None
+        for name, data in entries:
+            key, _, file = name.partition("/")
+            if hashlib.sha256(data).hexdigest() != manifest.get(key, {}).get(file):
+                raise StudyError(f"{part}: {name} does not match its SHA-256; nothing was unpacked")
+            content.setdefault(key, {})[file] = data
+    return content, manifest

@@ -1,0 +1,194 @@
+"""Profiles are read strictly: what is off is refused with the file and the key."""
+
+import ast
+import dataclasses
+import re
+
+import pytest
+import yaml
+
+from lib import config, paths
+from lib.errors import StudyError
+
+SECTIONS = (config.Data, config.Judge, config.Gan3d, config.Evaluation, config.Device)
+
+
+def write(params, name, change):
+    """Rewrite a copied profile after ``change`` has edited its plain values."""
+    path = params / f"{name}.yaml"
+    raw = yaml.safe_load(path.read_text())
+    change(raw)
+    path.write_text(yaml.safe_dump(raw))
+
+
+def refusal(name):
+    with pytest.raises(StudyError) as caught:
+        config.load(name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["smoke", "quick", "lite", "study"])
+def test_every_profile_loads(name):
+    profile = config.load(name)
+    assert profile.name == name
+    assert set(profile.categories) <= set(config.CATEGORIES)
+    assert config.load(profile.judge.profile).judge == profile.judge
+
+
+def test_the_four_profiles_are_all():
+    assert config.available() == ["lite", "quick", "smoke", "study"]
+
+
+def test_lite_and_study_share_data_and_judge():
+    lite, study = config.load("lite"), config.load("study")
+    assert lite.data == study.data
+    assert lite.judge == study.judge
+    assert lite.judge.profile == "study"
+
+
+def test_smoke_and_quick_are_deterministic_and_the_others_are_not():
+    assert [config.load(n).device.deterministic for n in config.available()] == [0, 1, 1, 0]
+
+
+def test_unknown_profile_lists_the_known():
+    assert refusal("big") == "no profile 'big'; choose one of lite, quick, smoke, study"
+    assert "no profile '../study'" in refusal("../study")
+    assert "no profile 'runs'" in refusal("runs")
+
+
+def test_unknown_key(params):
+    write(params, "smoke", lambda raw: raw["gan3d"].update(stepz=3))
+    assert refusal("smoke").startswith("params/smoke.yaml: unknown key gan3d.stepz; known are z_dim")
+
+
+def test_missing_key(params):
+    write(params, "smoke", lambda raw: raw["judge"].pop("lr"))
+    assert refusal("smoke") == "params/smoke.yaml: key judge.lr is missing"
+
+
+def test_missing_section(params):
+    write(params, "smoke", lambda raw: raw.pop("evaluation"))
+    assert refusal("smoke") == "params/smoke.yaml: key evaluation is missing"
+
+
+def test_a_number_that_yaml_reads_as_text(params):
+    path = params / "smoke.yaml"
+    path.write_text(path.read_text().replace("lr_discriminator: 1.0e-4", "lr_discriminator: 1e-4"))
+    assert refusal("smoke") == (
+        "params/smoke.yaml: gan3d.lr_discriminator must be float, not '1e-4' "
+        "(YAML reads 1e-4 as text: write 1.0e-4)"
+    )
+
+
+@pytest.mark.parametrize(
+    "section, key, value, kind",
+    [
+        ("gan3d", "steps", 8.0, "int"),
+        ("gan3d", "steps", True, "int"),
+        ("gan3d", "batch", "8", "int"),
+        ("gan3d", "gate", "high", "float"),
+        ("gan3d", "norm_first", 1, "bool"),
+        ("gan3d", "generator_channels", 16, "a list"),
+        ("judge", "widths", [8, "8", 16], "int"),
+        ("data", "name", 3, "str"),
+        ("device", "threads", None, "int"),
+    ],
+)
+def test_wrong_types_are_named(params, section, key, value, kind):
+    write(params, "smoke", lambda raw: raw[section].update({key: value}))
+    message = refusal("smoke")
+    assert message.startswith(f"params/smoke.yaml: {section}.{key}")
+    assert f"must be {kind}, not" in message
+
+
+def test_a_whole_number_is_a_float():
+    assert config.with_changes(config.load("smoke"), gan3d={"gate": 1}).gan3d.gate == 1.0
+
+
+@pytest.mark.parametrize("text", ["gan3d: [", "a: b: c", "\t- x", "- 1\n- 2\n", "", "\x00"])
+def test_a_file_that_is_no_profile(params, text):
+    (params / "smoke.yaml").write_text(text)
+    assert refusal("smoke").startswith("params/smoke.yaml: ")
+
+
+def test_a_file_that_is_no_text(params):
+    (params / "smoke.yaml").write_bytes(b"name: \xff\xfe")
+    assert refusal("smoke").startswith("params/smoke.yaml: not readable as YAML")
+
+
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("data", "source", "web"),
+        ("data", "side", 28),
+        ("data", "validation", 0.0),
+        ("data", "validation", 0.5),
+        ("judge", "jitter", 4),
+        ("judge", "jitter", -1),
+        ("judge", "dtype", "float16"),
+        ("judge", "layout", "rows"),
+        ("judge", "epochs", 0),
+        ("judge", "batch", 0),
+        ("judge", "halve_every", 0),
+        ("judge", "lr", -0.1),
+        ("judge", "lr", float("nan")),
+        ("gan3d", "latent", "cauchy"),
+        ("gan3d", "batch", 7),
+        ("gan3d", "label_real", 1.2),
+        ("gan3d", "label_real", 0.5),
+        ("gan3d", "generator_channels", [16, 8]),
+        ("gan3d", "discriminator_channels", [8, 8]),
+        ("gan3d", "steps", 0),
+        ("gan3d", "z_dim", 0),
+        ("gan3d", "lr_generator", float("inf")),
+        ("evaluation", "threshold", 1.0),
+        ("evaluation", "threshold", 0.0),
+        ("evaluation", "n_equal", 17),
+        ("evaluation", "n_draws", 0),
+        ("device", "threads", 0),
+    ],
+)
+def test_ranges(params, section, key, value):
+    write(params, "smoke", lambda raw: raw[section].update({key: value}))
+    message = refusal("smoke")
+    assert message.startswith("params/smoke.yaml: ")
+    assert key in message or "layers must be data.side" in message
+    with pytest.raises(StudyError):
+        config.with_changes(config.load("quick"), **{section: {key: value if value != 17 else 65}})
+
+
+def test_names_of_categories_and_wanted_models(params):
+    write(params, "smoke", lambda raw: raw["categories"].append("lamp"))
+    assert refusal("smoke") == "params/smoke.yaml: categories: unknown name"
+    write(params, "quick", lambda raw: raw["wanted"]["gan3d"]["categories"].append("lamp"))
+    assert refusal("quick") == "params/quick.yaml: wanted.gan3d.categories: unknown name"
+    write(params, "lite", lambda raw: raw["wanted"].update(vae=raw["wanted"]["gan3d"]))
+    assert refusal("lite") == "params/lite.yaml: wanted.vae: unknown model"
+    write(params, "study", lambda raw: raw.update(name="lite"))
+    assert refusal("study") == "params/study.yaml: name must be study"
+
+
+def test_with_changes_refuses_unknown_parameters_and_leaves_the_original():
+    profile = config.load("smoke")
+    changed = config.with_changes(profile, gan3d={"steps": 4})
+    assert (changed.gan3d.steps, profile.gan3d.steps) == (4, 8)
+    assert dataclasses.replace(changed, gan3d=profile.gan3d) == profile
+    with pytest.raises(StudyError, match="gan3d has no parameter stepz"):
+        config.with_changes(profile, gan3d={"stepz": 4})
+    with pytest.raises(StudyError, match="gan3d.steps must be int"):
+        config.with_changes(profile, gan3d={"steps": 4.5})
+
+
+def test_every_parameter_is_used():
+    """A key that no code reads promises what it does not do."""
+    read = set()
+    for file in [*paths.CODE.glob("lib/**/*.py"), *paths.NOTEBOOKS.glob("*.ipynb")]:
+        if file.suffix == ".ipynb":
+            read |= set(re.findall(r"\.(\w+)", file.read_text()))
+        elif file.name != "config.py":
+            tree = ast.parse(file.read_text())
+            read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for section in (*SECTIONS, config.Wanted, config.Profile):
+        unread = {field.name for field in dataclasses.fields(section)} - read
+        assert not unread, f"{section.__name__}: {unread}"
