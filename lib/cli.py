@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from lib import config, device, paths
 from lib.errors import StudyError
@@ -19,8 +20,8 @@ STATUS_INTERRUPTED = 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         return options.command(options) or 0
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,9 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other bad input: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise StudyError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
     """All commands with their help."""
-    top = argparse.ArgumentParser(prog="python -m lib", description=__doc__.splitlines()[0])
+    top = Parser(prog="python -m lib", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(command, *options) -> None:
@@ -151,8 +159,6 @@ def train(options) -> None:
 
 def sample(options) -> None:
     """Draw shapes from a trained run; shape k starts from seed + k."""
-    from lib import voxel
-
     if options.n < 1:
         raise StudyError(f"-n must be 1 or more, not {options.n}")
     if options.seed < 0:
@@ -163,6 +169,7 @@ def sample(options) -> None:
     if kind != ".npz" and options.n != 1:
         raise StudyError(f"{options.out}: a mesh file holds one shape; use -n 1 or .npz")
     profile = _profile(options.profile)
+    from lib import voxel
     from lib.train import runs
 
     run = runs.Run(profile.name, options.model, options.category, options.run_seed).checked()
@@ -179,33 +186,25 @@ def sample(options) -> None:
 
 def evaluate(options) -> None:
     """Judge a file of samples; one JSON object on standard output."""
-    from lib import voxel
-
-    voxels = voxel.load_voxels(options.samples)
     profile = _profile(options.profile)
-    from lib import data
+    from lib import data, voxel
     from lib import evaluate as judging
 
+    voxels = voxel.load_voxels(options.samples)
     layout = options.layout or data.layout_of(profile.data.side)
     print(json.dumps(judging.evaluate_file(profile, voxels, options.category, layout), indent=1))
 
 
 def classify(options) -> None:
     """Category and probabilities of each shape in a voxel file, or of a mesh."""
+    profile = _profile(options.profile)
+    from lib import evaluate as judging
     from lib import voxel
 
-    profile = config.load(options.profile)
     if options.shape.suffix.lower() == ".off":
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
-        side = profile.data.side
-        layout = "tight" if side == 24 else "padded"
-        voxels = voxel.load_voxels(options.shape)
-        extra = (side,) if side == 24 else ()
-        grids = voxel.to_judge_grid(voxels, layout=layout, extra_sides=extra)
-    device.apply_environment(profile.device)
-    from lib import evaluate as judging
-
+        grids = judging.to_judge(profile, voxel.load_voxels(options.shape))
     for row in judging.load_judge(profile).see(grids).probabilities:
         order = row.argsort()[::-1]
         probabilities = {config.CATEGORIES[k]: round(float(row[k]), 4) for k in order}
@@ -218,7 +217,7 @@ def queue(options) -> None:
     profile = _profile(options.profile)
     from lib.train import runs
 
-    if options.minutes is not None and options.minutes <= 0:
+    if options.minutes is not None and not options.minutes > 0:
         raise StudyError(f"--minutes must be above 0, not {options.minutes}")
     found = [p for p in runs.pending(profile) if options.only in p.run.id]
     if not options.run:
@@ -286,7 +285,10 @@ def notebook(options) -> None:
         name, separator, value = text.partition("=")
         if not separator:
             raise StudyError(f"-p {text}: write KEY=VALUE")
-        parameters[name] = yaml.safe_load(value)
+        try:
+            parameters[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise StudyError(f"-p {text}: the value is not readable as YAML") from None
     profile = config.load(str(parameters.get("profile", "smoke")))
     runner.execute(
         paths.NOTEBOOKS / f"{options.name}.ipynb",

@@ -6,6 +6,7 @@ ModelNet layout: 30^3, an object of 24 with a margin of 3.
 """
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -28,6 +29,8 @@ MODELNET10_URL = (
     "8d7108a5df5078a41605130cbf5d26adfb0c107c/data/modelnet10.npz"
 )
 SIDE = 30
+# Parameters that decide what is prepared; the card carries them.
+CARD_KEYS = ("name", "source", "n_train", "n_test", "validation", "seed")
 NEAR = (0.95, 0.9)  # intersections over union that count as near duplicates
 
 
@@ -87,7 +90,7 @@ def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise StudyError(
             f"{url}: not reachable ({reason}); copy {MODELNET10} here by other means and run "
@@ -277,9 +280,7 @@ def _card(data: config.Data, raw: dict, train: Split, test: Split) -> dict:
         for k, name in enumerate(config.CATEGORIES)
     }
     return {
-        "name": data.name,
-        "source": data.source,
-        "seed": data.seed,
+        **{key: getattr(data, key) for key in CARD_KEYS},
         "counts": counts,
         "empty": {s: np.flatnonzero(~raw[s][0].any(1)).tolist() for s in ("train", "test")},
         "distinct training grids": len(np.unique(np.packbits(raw["train"][0], axis=1), axis=0)),
@@ -307,11 +308,9 @@ def card(data: config.Data) -> dict:
             f"{paths.relative(path.parent)} is missing; run `python -m lib prepare` for the profile"
         )
     found = files.read_json(path)
-    for key in ("name", "source", "seed"):
-        if found[key] != getattr(data, key):
-            raise StudyError(
-                f"{paths.relative(path)}: made with {key} {found[key]}; prepare it again"
-            )
+    for key in CARD_KEYS:
+        if found.get(key) != getattr(data, key):
+            raise StudyError(f"{paths.relative(path)}: made with another {key}; prepare it again")
     return found
 
 

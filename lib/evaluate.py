@@ -45,7 +45,8 @@ class Judge:
         where = next(self.network.parameters()).device
         features, probabilities = [], []
         for i in range(0, len(grids), batch):
-            x = torch.from_numpy(grids[i : i + batch, None]).to(where, torch.float32)
+            chunk = np.ascontiguousarray(grids[i : i + batch, None])
+            x = torch.from_numpy(chunk).to(where, torch.float32)
             f = self.network.features(x)
             features.append(f.cpu().numpy())
             logits = self.network.head(f).double()
@@ -106,20 +107,22 @@ def anchor_shapes(profile: config.Profile, category: str, train: data.Split) -> 
 
 @dataclass
 class Gallery:
-    """All rows of a profile as a judge sees them: ``seen[row][category]``.
+    """All rows of a profile as a judge sees them: ``seen[row][category]``, and their grids.
 
-    The references, ``real train`` and ``real test``, are rows like the others. ``runs`` names the
-    runs behind a row.
+    The references, ``real train`` and ``real test``, are rows like the others. ``packed`` holds
+    the judge's grids, bit-packed; ``runs`` names the runs behind a row.
     """
 
     profile: config.Profile
     judge: Judge
     seen: dict[str, dict[str, Seen]] = field(default_factory=dict)
+    packed: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     runs: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, row: str, category: str, grids: np.ndarray) -> None:
         """Let the judge look at grids (N, 30, 30, 30) of a row."""
         self.seen.setdefault(row, {})[category] = self.judge.see(grids)
+        self.packed.setdefault(row, {})[category] = voxel.pack(grids)
 
 
 def look_at_everything(profile: config.Profile, judge: Judge, progress=iter) -> Gallery:
@@ -396,12 +399,8 @@ def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, la
             key = ("file", name, category, reference)
             value, n = compare(statistic, features, seen.features, False, settings, *key)
             found[f"{name} {reference}"] = dict(value._asdict(), n=n)
-    flat = {name: _packed(shapes) for name, shapes in real.items()}
-    iou = metrics.nearest_by_iou(_packed(grids), flat["train"])[1]
+    flat = {name: voxel.pack(shapes) for name, shapes in real.items()}
+    iou = metrics.nearest_by_iou(voxel.pack(grids), flat["train"])[1]
     heldout_iou = metrics.nearest_by_iou(flat["test"], flat["train"])[1]
     found["memorisation"] = metrics.memorisation(iou, heldout_iou)
     return found
-
-
-def _packed(grids: np.ndarray) -> np.ndarray:
-    return np.packbits(grids.reshape(len(grids), -1), axis=1)

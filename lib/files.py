@@ -14,9 +14,9 @@ import numpy as np
 
 from lib.errors import StudyError
 
-# All that numpy and zipfile raise when bytes of an archive are missing or altered. A file that holds
-# one plain array is a TypeError; an altered flag or method is a RuntimeError.
-DAMAGED_NPZ = (
+# All that numpy and zipfile raise when bytes of an archive are missing or altered. A file that
+# holds one plain array is a TypeError; an altered flag or method is a RuntimeError.
+DAMAGED_ZIP = (
     ValueError,
     OSError,
     EOFError,
@@ -94,7 +94,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file") from None
-    except DAMAGED_NPZ as error:
+    except DAMAGED_ZIP as error:
         raise StudyError(f"{path}: not a readable .npz file ({error})") from None
 
 
@@ -124,5 +124,5 @@ def commit_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             os.replace(stage, folder)
     except OSError as error:
         raise StudyError(
-            f"{folder}: cannot be written ({error.strerror}); free some space or choose another place"
+            f"{folder}: cannot be written ({error.strerror}); free space or choose another place"
         ) from None

@@ -24,6 +24,8 @@ TITLES = {
     "fid": "Frechet distance, FID (Table 3 of 3DWINN)",
     "kid": "Kernel distance, KID",
     "class_probability": "Class probability (Table 4 of 3DWINN)",
+    "set_metrics": "Set metrics",
+    "memorisation": "Memorisation",
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
 }
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
@@ -236,8 +238,9 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 def data_card(card: dict, settings: config.Data) -> str:
     """The data card as Markdown, from the numbers of ``data.prepare``."""
-    counts = pd.DataFrame(card["counts"]).T
-    columns = [c for c in counts.columns if c != "occupancy"]
+    # The order is stated: a card that was read from its file has its keys sorted.
+    columns = ["train", "validation", "test", "test equal to a training shape"]
+    counts = pd.DataFrame(card["counts"]).T[[*columns, "occupancy"]]
     total = counts[columns].sum().astype(int)
     cells = counts.astype({c: int for c in columns}).astype(object)
     cells.loc["all"] = [*total.tolist(), ""]

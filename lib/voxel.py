@@ -7,7 +7,6 @@ Grids are indexed [x, y, z], z up. Voxel (i, j, k) of a grid of side D is the cl
 import io
 import itertools
 import numbers
-import os
 import re
 import struct
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from lib import files
 from lib.errors import StudyError
 
 # Contact closer than this many voxels counts as contact, so that rounding never decides.
@@ -608,32 +608,8 @@ def save_voxels(path, voxels):
     Equal arrays give equal bytes: the archive holds no time. Raises StudyError.
     """
     voxels = np.asarray(voxels)
-    packed = pack(voxels)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in (("voxels", packed), ("shape", np.array(voxels.shape, dtype="<i8"))):
-            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.create_system = 3
-            member.external_attr = 0o644 << 16
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(member, content.getvalue())
-    _write(path, buffer.getvalue())
-
-
-def _write(path, data):
-    """Write beside the target, then rename: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StudyError(
-            f"{path}: cannot be written ({error.strerror}); check the folder"
-        ) from None
+    shape = np.array(voxels.shape, dtype="<i8")
+    files.save_npz(path, voxels=pack(voxels), shape=shape)
 
 
 # ---------------------------------------------------------------- layouts
@@ -769,7 +745,7 @@ def write_obj(path, grid):
     vertices, quads = _surface(grid)
     lines = [f"v {x} {y} {z}" for x, y, z in vertices.tolist()]
     lines += [f"f {a} {b} {c} {d}" for a, b, c, d in (quads + 1).tolist()]
-    _write(path, ("\n".join(lines) + "\n").encode("ascii"))
+    files.write_bytes(path, ("\n".join(lines) + "\n").encode("ascii"))
 
 
 def write_stl(path, grid):
@@ -783,4 +759,4 @@ def write_stl(path, grid):
         triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
     )
     header = b"voxel surface, unit one voxel".ljust(80)
-    _write(path, header + struct.pack("<I", len(records)) + records.tobytes())
+    files.write_bytes(path, header + struct.pack("<I", len(records)) + records.tobytes())

@@ -59,7 +59,9 @@ def test_unknown_profile_lists_the_known():
 
 def test_unknown_key(params):
     write(params, "smoke", lambda raw: raw["gan3d"].update(stepz=3))
-    assert refusal("smoke").startswith("params/smoke.yaml: unknown key gan3d.stepz; known are z_dim")
+    assert refusal("smoke").startswith(
+        "params/smoke.yaml: unknown key gan3d.stepz; known are z_dim"
+    )
 
 
 def test_missing_key(params):

@@ -1,4 +1,4 @@
-"""The data: what is in them, how they are split, what is refused, and who may see the test split."""
+"""The data: what they hold, how they are split, what is refused, who may see the test split."""
 
 import ast
 import hashlib
@@ -379,10 +379,11 @@ def test_real_duplicates(real):
 def test_real_occupancy(real):
     test = real[3]
     grids = data.model_grid(test.voxels, 32)
-    assert grids.mean() == pytest.approx(0.066, abs=0.0015)
-    expected = (0.041, 0.063, 0.036, 0.048, 0.140, 0.051, 0.133, 0.049, 0.026, 0.080)
+    # The 3D ShapeNets volumes, made by another voxeliser, have a mean of .066.
+    assert grids.mean() == pytest.approx(0.0704, abs=1e-4)
+    expected = (0.0454, 0.0667, 0.0365, 0.0463, 0.151, 0.0529, 0.149, 0.0515, 0.0237, 0.0874)
     found = [grids[test.labels == k].mean() for k in range(10)]
-    np.testing.assert_allclose(found, expected, atol=0.0015)
+    np.testing.assert_allclose(found, expected, atol=6e-4)
     assert test.voxels[:, 3:27, 3:27, 3:27].sum() == test.voxels.sum()
 
 

@@ -31,6 +31,7 @@ ORDER = [
     {"samplers", "metrics", "attacks"},
     {"train"},
     {"evaluate"},
+    {"evaluate_sets"},
     {"figures", "report", "runner"},
     {"cli"},
     {"__main__"},
@@ -58,9 +59,8 @@ def test_dependencies_contain_the_import_closure(name):
     start = [notebook] + ([ROOT / f"lib/train/{model.group(1)}.py"] if model else [])
     needed = {str(f.relative_to(ROOT)) for f in closure(*start)}
     items = stage.get("foreach", {})
-    templated = {
-        str(v) for item in (items.values() if isinstance(items, dict) else []) for v in item.values()
-    }
+    items = list(items.values()) if isinstance(items, dict) else []
+    templated = {str(v) for item in items for v in item.values()}
     listed = set(body(stage)["deps"]) | templated
     assert needed <= listed, f"{name} lacks {sorted(needed - listed)}"
     code = {d for d in body(stage)["deps"] if d.endswith(".py")}

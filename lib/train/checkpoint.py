@@ -77,24 +77,31 @@ def load(path: Path) -> dict:
         raise StudyError(f"{path}: damaged checkpoint ({error})") from None
     if _digest(tensors, structure) != digest:
         raise StudyError(f"{path}: damaged checkpoint (its digest does not match)")
-    return _restore(json.loads(structure), tensors)
+    try:
+        return _restore(json.loads(structure), tensors)
+    except KeyError as error:
+        raise StudyError(f"{path}: damaged checkpoint (tensor {error} is missing)") from None
 
 
 def load_latest(path: Path) -> tuple[dict | None, str]:
     """The state at ``path`` or, when that is damaged or gone, the previous one; and a warning.
 
-    (None, "") when there is none at all. Raises StudyError when all that exist are damaged.
+    (None, "") when there is none at all. A damaged one is removed once the previous one is found
+    sound; else the next ``save`` would put it in that one's place. Raises StudyError when all that
+    exist are damaged.
     """
     path = Path(path)
     candidates = [p for p in (path, path.with_name(f"{path.name}.previous")) if p.exists()]
     problems = []
     for candidate in candidates:
         try:
-            return load(candidate), "; ".join(
-                f"{p}, going on from the one before" for p in problems
-            )
+            state = load(candidate)
         except StudyError as error:
             problems.append(str(error))
+            continue
+        if problems:
+            path.unlink()
+        return state, "; ".join(f"{p}, going on from the one before" for p in problems)
     if problems:
         raise StudyError(f"{'; '.join(problems)}; delete it to train from the beginning")
     return None, ""

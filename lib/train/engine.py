@@ -11,6 +11,7 @@ import io
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,7 +140,7 @@ def fit(
         unit="step",
     )
     if warning:
-        bar.write(f"warning: {warning}")
+        bar.write(f"warning: {warning}", file=sys.stderr)
     started = saved = time.monotonic()
     step = first
 
@@ -160,7 +161,7 @@ def fit(
             if step % task.log_every == 0 or step == task.n_steps:
                 logged |= task.monitor(step)
                 if text := logged.get("warning"):
-                    bar.write(f"warning: {name} step {step}: {text}")
+                    bar.write(f"warning: {name} step {step}: {text}", file=sys.stderr)
                 rows.append({"step": step} | logged)
                 bar.set_postfix_str(_summary(logged), refresh=False)
             bar.update()

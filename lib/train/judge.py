@@ -41,7 +41,7 @@ class JudgeTask(Task):
         kept = ~split.validation
         self.x, self.y = split.voxels[kept], split.labels[kept]
         self.x_val, self.y_val = split.voxels[~kept], split.labels[~kept]
-        self.per_epoch = len(self.x) // judge.batch
+        self.per_epoch = max(1, len(self.x) // judge.batch)
         self.n_steps, self.log_every = judge.epochs * self.per_epoch, self.per_epoch
         network = build(judge, len(config.CATEGORIES))
         nin3d.initialise(network, rng.torch_generator(seed, "judge", "weights"))

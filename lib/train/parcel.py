@@ -34,12 +34,13 @@ def pack(profiles: list[config.Profile], folder: Path, part_bytes: int = PART_BY
         raise StudyError(
             "no complete run to pack; `python -m lib queue --run` trains what is wanted"
         )
-    for name, content in entries:
-        if len(content) > part_bytes:
-            raise StudyError(f"{name}: {len(content)} bytes do not fit a part of {part_bytes}")
     whole = _manifest(entries)
+    room = part_bytes - len(_zip([], whole))
+    for name, content in entries:
+        if _zipped(name, content) > room:
+            raise StudyError(f"{name}: {len(content)} bytes do not fit a part of {part_bytes}")
     written = []
-    for number, part in enumerate(_parts(entries, part_bytes)):
+    for number, part in enumerate(_parts(entries, room)):
         path = Path(folder) / f"part-{number:03d}.zip"
         files.write_bytes(path, _zip(part, whole))
         written.append(path)
@@ -55,17 +56,23 @@ def _manifest(entries: list[tuple[str, bytes]]) -> dict[str, dict[str, str]]:
     return out
 
 
+def _zipped(name: str, content: bytes) -> int:
+    """Bytes that a stored file takes in a zip: content, local header and directory entry."""
+    return len(content) + 30 + 46 + 2 * len(name.encode())
+
+
 def _parts(entries: list[tuple[str, bytes]], part_bytes: int) -> list[list[tuple[str, bytes]]]:
     """First-fit decreasing; the order within a part is that of the names."""
     bins: list[list[tuple[str, bytes]]] = []
     room: list[int] = []
     for entry in sorted(entries, key=lambda e: (-len(e[1]), e[0])):
-        place = next((k for k, r in enumerate(room) if r >= len(entry[1])), len(bins))
+        size = _zipped(*entry)
+        place = next((k for k, r in enumerate(room) if r >= size), len(bins))
         if place == len(bins):
             bins.append([])
             room.append(part_bytes)
         bins[place].append(entry)
-        room[place] -= len(entry[1])
+        room[place] -= size
     return [sorted(part) for part in bins]
 
 
@@ -120,10 +127,12 @@ def _read(parts: list[Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, dic
                 entries = [(n, archive.read(n)) for n in names]
         except FileNotFoundError:
             raise StudyError(f"{part}: no such file") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        except files.DAMAGED_ZIP as error:
             raise StudyError(f"{part}: damaged part ({error}); nothing was unpacked") from None
         for name, data in entries:
             key, _, file = name.partition("/")
+            if "/" in file or "\\" in file or key in ("", ".", "..") or file in ("", ".", ".."):
+                raise StudyError(f"{part}: {name!r} is no file of a run; nothing was unpacked")
             if hashlib.sha256(data).hexdigest() != manifest.get(key, {}).get(file):
                 raise StudyError(f"{part}: {name} does not match its SHA-256; nothing was unpacked")
             content.setdefault(key, {})[file] = data

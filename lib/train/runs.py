@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import yaml
 
-from lib import config, data, device, files, paths
+from lib import config, data, device, files, paths, voxel
 from lib.errors import StudyError
 from lib.train import checkpoint, engine
 
@@ -55,7 +55,7 @@ class Run:
     def parse(cls, name: str) -> "Run":
         """The run of an id such as ``lite-gan3d-chair-s0``; StudyError when it is not one."""
         parts = name.rsplit("-", 3)
-        if len(parts) == 4 and parts[3][:1] == "s" and parts[3][1:].isdigit():
+        if len(parts) == 4 and parts[3][:1] == "s" and parts[3][1:].isdecimal():
             return cls(parts[0], parts[1], parts[2], int(parts[3][1:])).checked()
         raise StudyError(f"{name!r} is no run; a run is <profile>-<model>-<category>-s<seed>")
 
@@ -127,6 +127,7 @@ def key(run: Run, profile: config.Profile) -> str:
     }
     if model(run.model).sample:
         parts["n_samples"] = profile.evaluation.n_samples
+        parts["threshold"] = profile.evaluation.threshold
     if run.profile in LOCAL:
         parts["code"] = syntax_hash(run.model)
     text = json.dumps(parts, sort_keys=True)
@@ -180,7 +181,7 @@ def _finalise(
     if model(run.model).sample:
         networks = load_networks(run, profile, stage)
         voxels = sample(run, profile, networks, list(range(profile.evaluation.n_samples)))
-        files.save_npz(stage / "samples.npz", **packed(voxels > profile.evaluation.threshold))
+        voxel.save_voxels(stage / "samples.npz", voxels > profile.evaluation.threshold)
         if run.profile not in LOCAL:
             facts["seconds per sample"] = round((time.monotonic() - started) / len(voxels), 4)
     facts["weights"] = {p.name: files.sha256(p) for p in sorted(stage.glob("*.safetensors"))}
@@ -217,12 +218,6 @@ def _commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
-
-
-def packed(voxels: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of a bit-packed voxel file for bool grids (N, D, D, D)."""
-    flat = voxels.reshape(len(voxels), -1)
-    return {"voxels": np.packbits(flat, axis=1), "shape": np.array(voxels.shape)}
 
 
 def load_networks(run: Run, profile: config.Profile, folder: Path) -> dict[str, torch.nn.Module]:

@@ -1,0 +1,253 @@
+"""The judge at work: what it sees, how sets are compared, which rows a table gets."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib import config, data, evaluate, heldout, metrics, report
+from lib.errors import StudyError
+
+
+@pytest.fixture(scope="module")
+def judge(workspace, smoke, smoke_judge):
+    return evaluate.load_judge(smoke)
+
+
+@pytest.fixture(scope="module")
+def gallery(workspace, smoke, judge, smoke_chair, smoke_toilet):
+    return evaluate.look_at_everything(smoke, judge)
+
+
+@pytest.fixture(scope="module")
+def tables(gallery):
+    return evaluate.generation_tables(gallery)
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def test_what_the_judge_sees_does_not_depend_on_the_batch(judge, smoke):
+    grids = heldout.load_test(smoke.data).voxels[:40]
+    whole, pieces = judge.see(grids), judge.see(grids, batch=7)
+    np.testing.assert_allclose(pieces.features, whole.features, atol=1e-4)
+    np.testing.assert_allclose(pieces.probabilities, whole.probabilities, atol=1e-5)
+    backwards = judge.see(grids[::-1])
+    np.testing.assert_allclose(backwards.probabilities[::-1], whole.probabilities, atol=1e-5)
+    assert whole.features.shape == (40, judge.network.n_features)
+    assert whole.features.dtype == np.float32 and whole.probabilities.dtype == np.float64
+    np.testing.assert_allclose(whole.probabilities.sum(1), 1, rtol=1e-12)
+
+
+def test_the_judge_is_at_rest_and_known_by_its_weights(judge, smoke, smoke_judge):
+    assert not judge.network.training
+    assert evaluate.load_judge(smoke).hash == judge.hash and len(judge.hash) == 12
+    assert all(torch.isfinite(p).all() for p in judge.network.parameters())
+
+
+def test_a_judge_that_is_not_there(workspace, smoke):
+    with pytest.raises(StudyError, match="the judge smoke-judge-all-s7 is not in results") as error:
+        evaluate.load_judge(smoke, seed=7)
+    assert "\n" not in str(error.value)
+
+
+def test_accuracy_columns(judge, smoke, monkeypatch):
+    test = heldout.load_test(smoke.data)
+    duplicate = np.zeros(len(test.labels), np.float32)
+    duplicate[:10], duplicate[10:30] = 1, 0.96
+    changed = data.Split(test.voxels, test.labels, test.ids, test.validation, duplicate)
+    monkeypatch.setattr(heldout, "load_test", lambda settings: changed)
+    right = judge.see(test.voxels).probabilities.argmax(1) == test.labels
+    found = evaluate.accuracy_columns(judge, smoke)
+    assert found == {
+        "all": (right.sum(), 120),
+        "exact duplicates removed": (right[10:].sum(), 110),
+        "IoU .95 removed": (right[30:].sum(), 90),
+    }
+
+
+# ---------------------------------------------------------------- comparing two sets
+
+
+def test_compare_draws_equal_numbers(smoke):
+    sizes = []
+
+    def statistic(a, b):
+        sizes.append((len(a), len(b)))
+        return 1.0
+
+    settings = smoke.evaluation
+    found, n = evaluate.compare(
+        statistic, np.zeros((30, 2)), np.zeros((16, 2)), False, settings, "t"
+    )
+    assert n == settings.n_equal and set(sizes) == {(n, n)} and found.value == 1
+    _, n = evaluate.compare(statistic, np.zeros((30, 2)), np.zeros((4, 2)), False, settings, "t")
+    assert n == 4 and sizes[-1] == (4, 4)
+
+
+def test_one_pool_is_cut_in_disjoint_halves(smoke):
+    pool = np.arange(15.0)[:, None]
+    drawn = []
+
+    def statistic(a, b):
+        assert len(a) == len(b) == 7
+        assert not set(a[:, 0]) & set(b[:, 0])
+        drawn.append(tuple(a[:, 0]))
+        return float(a.mean() - b.mean())
+
+    found, n = evaluate.compare(statistic, pool, pool, True, smoke.evaluation, "halves")
+    assert n == 7 and len(set(drawn)) == smoke.evaluation.n_draws
+    assert found.low <= found.value <= found.high
+
+
+def test_comparisons_repeat_and_are_named_by_their_key(smoke):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
+
+    def draw(*key):
+        return evaluate.compare(
+            lambda x, y: float(x.mean() - y.mean()), a, b, False, smoke.evaluation, *key
+        )
+
+    assert draw("a", 1) == draw("a", 1) != draw("a", 2)
+
+
+def test_distances_of_swapped_sets_are_equal(smoke):
+    """Both distances are symmetric; the draws of each side differ, so all shapes are used."""
+    settings = config.with_changes(smoke, evaluation={"n_equal": 16}).evaluation
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(16, 5)), rng.normal(1, 2, size=(16, 5))
+    for statistic in (metrics.frechet_distance, metrics.kernel_distance):
+        there, n = evaluate.compare(statistic, a, b, False, settings, "swap")
+        back, m = evaluate.compare(statistic, b, a, False, settings, "swap")
+        assert n == m == 16
+        np.testing.assert_allclose(there, back, rtol=1e-6)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_the_rows_of_the_gallery(gallery, smoke, smoke_chair, smoke_toilet):
+    assert list(gallery.seen) == [*evaluate.ANCHORS, "3D-GAN"]
+    assert all(set(seen) == set(smoke.categories) for seen in gallery.seen.values())
+    assert gallery.runs == {"3D-GAN": [smoke_chair.id, smoke_toilet.id]}
+
+
+@pytest.mark.parametrize("name", ["inception", "fid", "kid", "class_probability"])
+def test_every_table_has_one_row_a_key(tables, name, smoke, judge, gallery):
+    found = report.table(name, smoke, tables[name], judge=judge.hash, run_ids=gallery.runs)
+    assert list(found.columns) == report.COLUMNS
+    assert not found.duplicated(report.KEY).any()
+    assert set(found["row"]) == {*evaluate.ANCHORS, "3D-GAN"}
+    values = found[["value", "low", "high"]].astype(float)
+    assert (values["low"] <= values["value"]).all() and (values["value"] <= values["high"]).all()
+    ours = found[found["row"] == "3D-GAN"]
+    assert (ours["run_ids"] != "").all() and (ours["n_seeds"] == 1).all()
+    assert (found[found["row"] != "3D-GAN"]["run_ids"] == "").all()
+
+
+def test_the_tables_repeat(gallery, tables):
+    again = evaluate.generation_tables(gallery)
+    assert again == tables
+
+
+def test_distances_of_real_shapes_against_themselves(tables, smoke):
+    for name in ("fid", "kid"):
+        rows = {(r["row"], r["category"], r["reference"], r["metric"]): r for r in tables[name]}
+        halves = rows.get(("real train", "chair", "train", name))
+        assert halves["note"] == "two random halves of one pool"
+        assert halves["n_samples"] == smoke.evaluation.n_equal
+        assert rows["real train", "chair", "test", f"{name} excess"]["estimate"].value == 0
+        excess = rows["noise", "chair", "test", f"{name} excess"]["estimate"].value
+        own = rows["noise", "chair", "test", name]["estimate"].value
+        floor = rows["real train", "chair", "test", name]["estimate"].value
+        assert excess == pytest.approx(own - floor)
+
+
+def test_no_frechet_distance_of_few_shapes(tables, smoke):
+    """Halves of twelve test chairs are below the common n: FID stays empty, KID does not."""
+
+    def cells(name):
+        return {(r["row"], r["reference"]) for r in tables[name] if r["metric"] == name}
+
+    assert ("real test", "test") not in cells("fid")
+    assert ("real test", "test") in cells("kid")
+    assert ("real test", "train") in cells("fid")
+    assert all(r["n_samples"] == smoke.evaluation.n_equal for r in tables["fid"])
+
+
+def test_headlines_are_against_the_test_split(tables):
+    for name in ("fid", "kid"):
+        assert {r["reference"] for r in tables[name] if r["headline"]} == {"test"}
+        assert {r["metric"] for r in tables[name] if r["headline"]} == {name}
+    assert {r["metric"] for r in tables["inception"] if r["headline"]} == {"inception score"}
+
+
+def test_class_probability_of_real_test_shapes_is_all_of_itself(tables, judge, smoke):
+    rows = {
+        (r["row"], r["category"], r["metric"]): r["estimate"] for r in tables["class_probability"]
+    }
+    for category in smoke.categories:
+        grids = heldout.reference(smoke.data, category).voxels
+        label = config.CATEGORIES.index(category)
+        mean = judge.see(grids).probabilities[:, label].mean()
+        found = rows["real test", category, "class probability"]
+        assert found.low - 1e-9 <= mean <= found.high + 1e-9
+        share = rows["real test", category, "fraction of real test"]
+        assert share.value == pytest.approx(found.value / mean)
+
+
+def test_a_row_that_lacks_a_category_has_no_inception_score(gallery, smoke):
+    partial = evaluate.Gallery(smoke, gallery.judge, dict(gallery.seen))
+    partial.seen["3D-GAN"] = {"chair": gallery.seen["3D-GAN"]["chair"]}
+    assert "3D-GAN" not in {r["row"] for r in evaluate.inception_rows(partial)}
+    scores = [r["estimate"].value for r in evaluate.inception_rows(partial)]
+    assert all(1 <= s <= 10 for s in scores)
+
+
+# ---------------------------------------------------------------- foreign sample files
+
+
+def test_evaluate_file(workspace, smoke, smoke_judge, smoke_chair):
+    voxels = evaluate.load_samples(smoke_chair)
+    assert voxels.shape == (16, 24, 24, 24)
+    found = evaluate.evaluate_file(smoke, voxels, "chair", "tight")
+    again = evaluate.evaluate_file(smoke, voxels, "chair", "tight")
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(again))
+    assert (found["n"], found["profile"], found["category"]) == (16, "smoke", "chair")
+    assert 0 <= found["class probability"] <= 1 and 0 <= found["mean occupancy"] <= 1
+    for name in ("fid test", "fid train", "kid test", "kid train"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert found[name]["n"] == 10
+    assert found["mean occupancy"] == pytest.approx(voxels.mean() * 24**3 / 30**3)
+
+
+def test_a_shape_is_the_same_at_24_and_padded_to_32(workspace, smoke, smoke_judge):
+    shapes = data.load_train(smoke.data).category("toilet").voxels[:12]
+    tight = evaluate.evaluate_file(smoke, data.model_grid(shapes, 24), "toilet", "tight")
+    padded = evaluate.evaluate_file(smoke, data.model_grid(shapes, 32), "toilet", "padded")
+    assert tight == padded
+
+
+def test_training_shapes_are_recognised_as_copies(workspace, smoke, smoke_judge):
+    shapes = data.load_train(smoke.data).category("chair").voxels[:12]
+    found = evaluate.evaluate_file(smoke, data.model_grid(shapes, 24), "chair", "tight")
+    assert found["memorisation"]["share_95"] == 1
+    assert found["memorisation"]["auc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    "shape, category, layout, said",
+    [
+        ((4, 24, 24, 24), "lamp", "tight", "no category 'lamp' in profile smoke; choose one of"),
+        ((4, 24, 24, 24), "bed", "tight", "no category 'bed' in profile smoke"),
+        ((1, 24, 24, 24), "chair", "tight", "1 shapes: distances need at least 2"),
+        ((4, 17, 17, 17), "chair", "tight", "side 17 .* has no mapping to 30"),
+        ((4, 24, 24, 24), "chair", "loose", "layout 'loose' is unknown"),
+    ],
+)
+def test_files_that_cannot_be_judged(workspace, smoke, smoke_judge, shape, category, layout, said):
+    with pytest.raises(StudyError, match=said) as error:
+        evaluate.evaluate_file(smoke, np.zeros(shape, bool), category, layout)
+    assert "\n" not in str(error.value)

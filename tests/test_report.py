@@ -1,0 +1,198 @@
+"""Tables: one row a key, published figures beside ours, empty where nothing was run."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import config, data, report
+from lib.errors import StudyError
+from lib.metrics import Estimate
+
+
+def row(name="3D-GAN", category="chair", metric="class probability", value=0.9, **changes):
+    found = dict(row=name, category=category, metric=metric, headline=1, reference="")
+    found |= dict(n_samples=50, n_reference="", note="")
+    return found | {"estimate": Estimate(value, value - 0.1, value + 0.1)} | changes
+
+
+def table(rows, profile="study", name="class_probability", **options):
+    return report.table(name, config.load(profile), rows, judge="abc", **options)
+
+
+def test_two_rows_of_one_key_are_refused():
+    with pytest.raises(
+        StudyError, match="table class_probability: two rows for .*'chair'"
+    ) as error:
+        table([row(), row(value=0.8)])
+    assert "\n" not in str(error.value)
+    assert len(table([row(), row(metric="other")], profile="quick")) == 2
+
+
+def test_published_figures_stand_beside_headlines_of_real_data():
+    found = table([row(), row(metric="fraction of real test", headline=0)])
+    ours = found[found["row"] == "3D-GAN"].set_index(["category", "metric"])
+    chair = ours.loc[("chair", "class probability")]
+    assert (chair["published"], chair["value"], chair["low"]) == (0.97, 0.9, 0.8)
+    assert ours.loc[("chair", "fraction of real test"), "published"] == ""
+
+
+def test_published_cells_that_were_not_run_stay_with_an_empty_value():
+    found = table([row()])
+    bed = found[(found["row"] == "3D-GAN") & (found["category"] == "bed")].iloc[0]
+    assert (bed["published"], bed["value"], bed["note"]) == (0.7775, "", "not run in this profile")
+    quoted = report.published().query("table == 'class_probability'")
+    assert len(found) == len(quoted)
+    assert not found.duplicated(report.KEY).any()
+
+
+def test_a_profile_of_five_categories_quotes_five():
+    found = table([row()], profile="lite")
+    assert set(found["category"]) <= {*config.load("lite").categories, "all"}
+
+
+def test_procedural_shapes_have_no_published_figures():
+    found = table([row()], profile="quick")
+    assert len(found) == 1 and found["published"].tolist() == [""]
+
+
+def test_a_table_with_no_rows_holds_the_published_figures():
+    found = table([], name="inception")
+    assert (found["value"] == "").all() and 8.66 in found["published"].tolist()
+
+
+def test_runs_behind_a_row_are_those_of_its_category():
+    ids = {"3D-GAN": ["study-gan3d-chair-s0", "study-gan3d-bed-s0"]}
+    rows = [row(), row(category="bed"), row(category="all"), row("noise")]
+    found = table(rows, profile="quick", run_ids=ids)
+    assert found["run_ids"].tolist() == [
+        "study-gan3d-chair-s0",
+        "study-gan3d-bed-s0",
+        "study-gan3d-chair-s0 study-gan3d-bed-s0",
+        "",
+    ]
+    assert found["n_seeds"].tolist() == [1, 1, 1, ""]
+
+
+def test_numbers_are_rounded_and_absence_is_empty():
+    found = table([row(estimate=Estimate(1 / 3, math.nan, math.nan))], profile="quick").iloc[0]
+    assert (found["value"], found["low"], found["high"]) == (0.333333, "", "")
+
+
+def test_the_published_figures_are_those_of_the_paper():
+    quoted = report.published()
+    assert not quoted.duplicated(["table", "row", "category", "metric"]).any()
+    assert quoted["source"].str.len().min() > 0
+    cells = {(q.table, q.row, q.category): q.published for q in quoted.itertuples()}
+    assert cells["inception", "3D-GAN", "all"] == 8.66
+    assert cells["fid", "3D-GAN", "chair"] == 469
+    assert cells["fid", "3D-GAN", "desk"] == 651
+    assert ("fid", "3D-GAN", "bed") not in cells
+    gan = [v for (t, r, c), v in cells.items() if (t, r) == ("class_probability", "3D-GAN")]
+    assert len(gan) == 10 and np.mean(gan) == pytest.approx(0.743, abs=5e-4)
+    assert set(quoted["category"]) <= {*config.CATEGORIES, "all"}
+
+
+# ---------------------------------------------------------------- files and pages
+
+
+@pytest.fixture
+def written(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(report.paths, "results", lambda profile: tmp_path / profile)
+    rows = [row(), row("noise", value=0.1), row(category="bed", value=0.5)]
+    report.write_table(table(rows), "study", "20_generation", "class_probability")
+    return tmp_path / "study"
+
+
+def test_tables_are_read_as_written(written):
+    found = report.read_tables(written / "tables")
+    assert list(found.columns) == report.COLUMNS
+    assert found.iloc[0][["value", "published", "note"]].tolist() == ["0.9", "0.97", ""]
+    assert (found["table"] == "class_probability").all()
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_no_tables(tmp_path, make):
+    if make:
+        (tmp_path / "tables").mkdir()
+    with pytest.raises(StudyError, match="tables holds no table; run 20_generation first") as error:
+        report.read_tables(tmp_path / "tables")
+    assert "\n" not in str(error.value)
+
+
+def test_wide(written):
+    found = report.read_tables(written / "tables")
+    wide = report.wide(found, "class probability")
+    assert wide.loc["3D-GAN", "chair"] == "0.900 [0.800, 1.000] (paper 0.970)"
+    assert wide.loc["noise", "chair"] == "0.100 [0.000, 0.200]"
+    assert wide.loc["noise", "bed"] == ""
+    assert wide.loc["3D-GAN", "desk"].strip() == "(paper 0.794)"
+    with pytest.raises(StudyError, match="no rows of metric 'nonsense' against 'test'"):
+        report.wide(found, "nonsense", "test")
+
+
+def test_wide_keeps_references_apart():
+    rows = [row(metric="kid", reference=r, value=v) for r, v in (("test", 0.5), ("train", 0.25))]
+    found = table(rows, profile="quick", name="kid").astype(str)
+    assert report.wide(found, "kid", "test").loc["3D-GAN", "chair"].startswith("0.500")
+    assert report.wide(found, "kid", "train").loc["3D-GAN", "chair"].startswith("0.250")
+
+
+def test_markdown():
+    frame = pd.DataFrame({"a": ["1", "2"], "b": ["", "x"]}, index=["r", "s"])
+    frame.index.name = "m"
+    assert (
+        report.markdown(frame)
+        == "| m | a | b |\n| --- | --- | --- |\n| r | 1 |  |\n| s | 2 | x |\n"
+    )
+
+
+def test_the_report_joins_and_repeats(written):
+    found = report.write_report(config.load("study"))
+    csv = (written / "report" / "results.csv").read_bytes()
+    page = (written / "report" / "tables.md").read_text()
+    assert len(pd.read_csv(written / "report" / "results.csv")) == len(found)
+    assert "# Tables of profile study" in page and "Table 4 of 3DWINN" in page
+    assert "0.900 [0.800, 1.000] (paper 0.970)" in page and "n = 50" in page
+    report.write_report(config.load("study"))
+    assert (written / "report" / "results.csv").read_bytes() == csv
+    assert (written / "report" / "tables.md").read_text() == page
+
+
+def test_beating_an_anchor_needs_intervals_apart():
+    def cell(name, low, high):
+        return row(
+            name, metric="kid", reference="test", estimate=Estimate((low + high) / 2, low, high)
+        )
+
+    rows = [
+        cell("3D-GAN", 2, 3),
+        cell("noise", 5, 6),
+        cell("Bernoulli", 2.5, 4),
+        cell("real train", 0, 1),
+    ]
+    found = table(rows, "quick", "kid", run_ids={"3D-GAN": ["quick-gan3d-chair-s0"]}).astype(str)
+    line = report.against_anchors(found).loc[("3D-GAN", "chair")]
+    assert line["below noise"] == "yes"
+    assert line["below Bernoulli"] == "undecided"
+    assert line["below real train"] == "no"
+    assert line["below PCA-Gaussian"] == ""
+
+
+def test_confusion():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+    np.testing.assert_array_equal(
+        report.confusion(np.array([0, 1, 1]), probabilities), [[1, 0], [1, 1]]
+    )
+
+
+def test_the_data_card_states_what_was_found(workspace, smoke):
+    card = data.card(smoke.data)
+    text = report.data_card(card, smoke.data)
+    assert card["hash"] in text and "procedural furniture" in text
+    chair = card["counts"]["chair"]
+    cells = f"| chair | {chair['train']} | {chair['validation']} | {chair['test']} |"
+    assert cells in text
+    total = sum(c["validation"] for c in card["counts"].values())
+    assert f"| all | 240 | {total} | 120 |" in text
