@@ -106,6 +106,7 @@ def parser() -> Parser:
     )
     add(strip, ("paths", dict(type=Path, nargs="*")))
     add(adopt, profile)
+    add(readme)
     add(check, ("--profile", dict(action="append")))
     return top
 
@@ -314,6 +315,14 @@ def adopt(options) -> None:
 
     for name in runs.adopt(profile):
         print(name)
+
+
+def readme(options) -> None:
+    """Fill the tables of README.md from the results in place."""
+    from lib import files, report
+
+    path = paths.CODE / "README.md"
+    files.write_text(path, report.readme_tables(path.read_text()))
 
 
 def check(options) -> int:

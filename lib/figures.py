@@ -29,8 +29,9 @@ from lib.errors import StudyError
 from lib.files import write_bytes, write_text
 from lib.voxel import exposed_faces
 
-AZIMUTH, ELEVATION = -60.0, 25.0  # degrees; one camera for every picture
-LIGHT = np.array([0.20, -0.62, 0.76])  # unit vector towards the light, from the upper left
+# One camera for every picture: from the front of both -x and -y, which the categories face.
+AZIMUTH, ELEVATION = -125.0, 25.0  # degrees
+LIGHT = np.array([-0.32, -0.56, 0.76])  # towards the light, from the upper right; about a unit
 AMBIENT, DIFFUSE = 0.42, 0.78
 PALETTE = ("#5b84b1", "#d08a5b", "#6fa287", "#a583b5", "#c9a94e", "#5aa0a8", "#c4737f", "#8a8f98")
 INK, MUTED, FAINT = "#2b2f36", "#7a808a", "#d9dce1"

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -312,3 +313,25 @@ def _close(then: str, now: str, tolerance: float) -> bool:
         return then == now
     a, b = float(then), float(now)
     return abs(a - b) <= max(1e-3, tolerance * max(abs(a), abs(b)))
+
+
+README_BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def readme_tables(text: str) -> str:
+    """A page with every block ``<!-- table: PROFILE TABLE -->`` filled from results.csv.
+
+    Headline cells only. A profile without results leaves its block empty.
+    """
+
+    def fill(block: re.Match) -> str:
+        profile, name = block.group(2), block.group(3)
+        path = paths.results(profile) / "report" / "results.csv"
+        if not path.is_file():
+            return block.group(1) + block.group(4)
+        found = pd.read_csv(path, keep_default_na=False, dtype=str)
+        rows = found[(found["table"] == name) & (found["headline"] == "1")]
+        table = markdown(wide(rows, rows["metric"].iloc[0], reference_of(rows)))
+        return f"{block.group(1)}{table}\n{_footnote(rows)}{block.group(4)}"
+
+    return README_BLOCK.sub(fill, text)

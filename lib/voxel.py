@@ -25,6 +25,7 @@ MAX_RESOLUTION = 1024
 MAX_VOXELS = 2**32
 JUDGE_SIDE = 30
 OBJECT_SIDE = 24
+OBJECT_SPAN = 23.5
 MARGIN = 3
 
 _FACES_AT_ONCE = 1 << 16
@@ -282,10 +283,16 @@ def voxelize(vertices, faces, resolution, fill=False):
 def modelnet_layout(vertices, faces):
     """Voxelise as in ModelNet10's 30^3 grids: longest side 24, filled, 3 voxels of margin.
 
+    The mesh spans 23.5 voxels, centred in 24: the planes of its bounding box then fall inside
+    voxels, where 24 would put them on borders and double the walls. Overlap with the published
+    grids of the same meshes is .95 to .98 for closed ones so, and .81 to .98 at 24.
+
     vertices (V, 3), faces (F, 3). Returns bool (30, 30, 30). Raises StudyError.
     Source: Wu et al. 2015 (3D ShapeNets), objects of 24^3 in grids of 30^3.
     """
-    return pad(voxelize(vertices, faces, OBJECT_SIDE, fill=True), MARGIN)
+    vertices, faces = _check_mesh(vertices, faces)
+    placed = _fit(vertices, faces, OBJECT_SIDE, span=OBJECT_SPAN)
+    return pad(fill_interior(surface_voxels(placed, faces, OBJECT_SIDE)), MARGIN)
 
 
 def fill_interior(grid):
@@ -342,8 +349,8 @@ def _check_resolution(resolution):
     return int(resolution)
 
 
-def _fit(vertices, faces, resolution):
-    """Vertices in voxels: longest side of the used bounding box D, centred in [0, D]^3."""
+def _fit(vertices, faces, resolution, span=None):
+    """Vertices in voxels: longest side of the used bounding box `span` (D), centred in [0, D]^3."""
     used = vertices[np.unique(faces)]
     lower, upper = used.min(axis=0), used.max(axis=0)
     with np.errstate(over="ignore"):
@@ -353,7 +360,7 @@ def _fit(vertices, faces, resolution):
     centre = lower + (upper - lower) / 2
     # Unused vertices may lie anywhere: keep them out of the arithmetic.
     inside = np.clip(vertices, lower, upper)
-    return (inside - centre) / longest * resolution + resolution / 2
+    return (inside - centre) / longest * (span or resolution) + resolution / 2
 
 
 def _mark_triangles(grid, triangles):

@@ -74,7 +74,7 @@ def test_a_cube_shows_three_sides(side):
     corners, normals, voxels = figures.visible_faces(grid)
     assert corners.shape == (3 * side**2, 4, 3)
     seen, count = np.unique(normals, axis=0, return_counts=True)
-    assert seen.tolist() == [[0, -1, 0], [0, 0, 1], [1, 0, 0]] and set(count) == {side**2}
+    assert seen.tolist() == [[-1, 0, 0], [0, -1, 0], [0, 0, 1]] and set(count) == {side**2}
     # A face lies half a voxel from the centre of its voxel, along its normal.
     np.testing.assert_array_equal(corners.mean(1), voxels + 0.5 + normals / 2)
 
@@ -117,7 +117,7 @@ def test_top_is_lightest_and_hollows_are_darker():
     middle = top & (voxels == (2, 2, 3)).all(1)
     assert light[pit] < light[middle]
     assert light[top & ~pit].min() > light[normals[:, 1] == -1].max()
-    assert light[normals[:, 1] == -1].mean() > light[normals[:, 0] == 1].mean()
+    assert light[normals[:, 1] == -1].mean() > light[normals[:, 0] == -1].mean()
 
 
 # ---------------------------------------------------------------- static pictures

@@ -725,9 +725,11 @@ def test_surfaces_of_empty_grids_are_refused(tmp_path):
             writer(tmp_path / "a", np.zeros((3, 3, 3), dtype=bool))
     with pytest.raises(StudyError, match="give one bool grid"):
         voxel.exposed_faces(np.zeros((1, 3, 3, 3), dtype=bool))
-    with pytest.raises(StudyError, match="cannot be written"):
-        voxel.write_obj(tmp_path / "none" / "a.obj", np.ones((1, 1, 1), dtype=bool))
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="cannot be written"):
+        voxel.write_obj(tmp_path / "file" / "a.obj", np.ones((1, 1, 1), dtype=bool))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 # ---------------------------------------------------------------- real data
