@@ -28,13 +28,14 @@ test: setup ## run the tests
 repro: setup ## profile quick: the whole study from nothing, offline
 	dvc repro report@quick
 
-lite: setup ## profile lite: what its listed runs lack, then its tables (JOBS=2 for two at once)
-	dvc repro --allow-missing report@lite
+lite: setup ## profile lite: from the artifact store, then whatever is stale
 
-study: setup ## profile study: everything from the artifact store; trains nothing
-	-dvc pull --quiet --allow-missing --with-deps report@study
+study: setup ## profile study: from the artifact store, then whatever is stale
+
+lite study:
+	dvc pull --quiet --allow-missing --with-deps report@$@
 	if [ -f data/raw/modelnet10.npz ]; then dvc repro data@study; fi
-	dvc repro --allow-missing report@study
+	dvc repro --allow-missing report@$@
 
 store: setup ## put lite and study into the artifact store and prune it
 	dvc push --with-deps report@lite report@study

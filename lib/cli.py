@@ -5,7 +5,9 @@ pins threads and instruction set is in place.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,15 +24,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
         options = parser().parse_args(arguments)
-        return options.command(options) or 0
+        status = options.command(options) or 0
+        # Flushed here, where a full disk or a closed pipe can still be answered for.
+        print(end="", flush=True)
+        return status
     except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return STATUS_BAD_INPUT
+        return _refuse(str(error))
     except KeyboardInterrupt as stop:
-        print(f"\nstopped: {stop or 'nothing is lost'}", file=sys.stderr)
+        print(f"\nstopped: {str(stop) or 'nothing is lost'}", file=sys.stderr)
         return STATUS_INTERRUPTED
     except BrokenPipeError:
+        _drop_output()
         return 0
+    except MemoryError:
+        return _refuse("not enough memory; give fewer shapes or a smaller grid")
+    except OSError as error:
+        _drop_output()
+        place = paths.relative(error.filename) if error.filename else "the output"
+        return _refuse(f"{place}: {error.strerror or error}; check the path and the free space")
+
+
+def _drop_output() -> None:
+    """Nothing more goes out: the interpreter flushes once more at its end and would complain."""
+    with contextlib.suppress(ValueError, AttributeError):  # no file behind it, or closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return STATUS_BAD_INPUT
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +79,10 @@ def parser() -> Parser:
     category = ("--category", dict(required=True))
     seed = ("--seed", dict(type=int, default=0))
     model = ("model", dict(metavar="MODEL"))
+    layout = (
+        "--layout",
+        dict(choices=("padded", "tight"), help="padded: with a margin; default: as the profile's"),
+    )
     quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
     add(fetch, ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")))
     add(prepare, profile)
@@ -83,9 +109,9 @@ def parser() -> Parser:
         ("samples", dict(type=Path, metavar="SAMPLES.npz")),
         category,
         profile,
-        ("--layout", dict(choices=("padded", "tight"), help="default: that of the profile")),
+        layout,
     )
-    add(classify, ("shape", dict(type=Path, metavar="SHAPE.npz|MESH.off")), profile)
+    add(classify, ("shape", dict(type=Path, metavar="SHAPE.npz|MESH.off")), profile, layout)
     add(
         queue,
         profile,
@@ -174,6 +200,9 @@ def sample(options) -> None:
     from lib.train import runs
 
     run = runs.Run(profile.name, options.model, options.category, options.run_seed).checked()
+    most = voxel.MAX_VOXELS // profile.data.side**3
+    if options.n > most:
+        raise StudyError(f"-n must be at most {most} in one file, not {options.n}")
     networks = runs.load_networks(run, profile, runs.weights_folder(run, profile))
     seeds = [options.seed + k for k in range(options.n)]
     voxels = runs.sample(run, profile, networks, seeds) > profile.evaluation.threshold
@@ -205,7 +234,7 @@ def classify(options) -> None:
     if options.shape.suffix.lower() == ".off":
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
-        grids = judging.to_judge(profile, voxel.load_voxels(options.shape))
+        grids = judging.to_judge(profile, voxel.load_voxels(options.shape), options.layout)
     for row in judging.load_judge(profile).see(grids).probabilities:
         order = row.argsort()[::-1]
         probabilities = {config.CATEGORIES[k]: round(float(row[k]), 4) for k in order}

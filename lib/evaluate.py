@@ -5,6 +5,7 @@ number. Everything here runs in single precision.
 """
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -70,12 +71,16 @@ def load_judge(profile: config.Profile, seed: int = 0) -> Judge:
     return Judge(seed, files.sha256(path)[:12], network)
 
 
-def to_judge(profile: config.Profile, voxels: np.ndarray) -> np.ndarray:
-    """Shapes on the profile's model grid (N, D, D, D) as the judge's bool grids (N, 30, 30, 30)."""
+def to_judge(profile: config.Profile, voxels: np.ndarray, layout: str | None = None) -> np.ndarray:
+    """Shapes (N, D, D, D) as the judge's bool grids (N, 30, 30, 30); no layout: the profile's own.
+
+    voxels: bool, or occupancy probabilities, which the profile's threshold cuts. Raises StudyError
+    for a side or layout without a mapping.
+    """
     side = profile.data.side
     return voxel.to_judge_grid(
         voxels,
-        layout=data.layout_of(side),
+        layout=layout or data.layout_of(side),
         threshold=profile.evaluation.threshold,
         extra_sides=(side,) if side == 24 else (),
     )
@@ -93,9 +98,18 @@ def trained_runs(profile: config.Profile) -> list[runs.Run]:
     return [runs.Run.parse(name) for name in found]
 
 
+def judged_runs(profile: config.Profile) -> list[runs.Run]:
+    """The trained runs that tables and figures show: one category each, the first seed."""
+    return [r for r in trained_runs(profile) if r.category in profile.categories and r.seed == 0]
+
+
 def anchor_shapes(profile: config.Profile, category: str, train: data.Split) -> dict:
-    """Shapes of the four generated anchors of a category, bool (n, D, D, D) on the model grid."""
-    grids = data.model_grid(train.category(category).voxels, profile.data.side)
+    """Shapes of the four generated anchors of a category, bool (n, D, D, D) on the model grid.
+
+    They are fitted on what models train on: the training split without its validation part.
+    """
+    train = train.category(category)
+    grids = data.model_grid(train.voxels[~train.validation], profile.data.side)
     seeds = list(range(profile.evaluation.n_samples))
     return {
         "Bernoulli": metrics.bernoulli(grids, seeds),
@@ -137,11 +151,10 @@ def look_at_everything(profile: config.Profile, judge: Judge, progress=iter) -> 
         gallery.add("real test", category, heldout.reference(profile.data, category).voxels)
         for row, shapes in anchor_shapes(profile, category, train).items():
             gallery.add(row, category, to_judge(profile, shapes))
-    for run in trained_runs(profile):
-        if run.category in profile.categories and run.seed == 0:
-            row = runs.MODELS[run.model]
-            gallery.add(row, run.category, to_judge(profile, load_samples(run)))
-            gallery.runs.setdefault(row, []).append(run.id)
+    for run in judged_runs(profile):
+        row = runs.MODELS[run.model]
+        gallery.add(row, run.category, to_judge(profile, load_samples(run)))
+        gallery.runs.setdefault(row, []).append(run.id)
     return gallery
 
 
@@ -172,13 +185,14 @@ def compare(
     for k in range(settings.n_draws):
         order = generator.permutation(len(real))
         values[k] = statistic(real[order[:n]], real[order[n : 2 * n]])
-    return Estimate(float(values.mean()), *map(float, np.percentile(values, [2.5, 97.5]))), n
+    return Estimate.of_draws(values), n
 
 
 def distance_rows(gallery: Gallery, table: str, statistic) -> Iterable[dict]:
     """Rows of table ``fid`` or ``kid``: every row against test (headline) and train.
 
-    ``excess`` is the distance above real train shapes at the same n. A Frechet distance grows as n
+    ``excess`` is the distance above real train shapes at the same n; its interval is that of the
+    distance, without the spread of what is taken off. A Frechet distance grows as n
     shrinks, so cells that cannot have the common n stay empty; the unbiased kernel distance may.
     """
     settings = gallery.profile.evaluation
@@ -209,27 +223,20 @@ def distance_rows(gallery: Gallery, table: str, statistic) -> Iterable[dict]:
 def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
     """Rows of table ``class_probability``: the judge's mean probability of the right category.
 
-    Beside it the fraction of what real test shapes reach, since these are far below 1 for some
-    categories (METHODS 6.2).
+    A mean needs no equal n, so all shapes count; the interval is Student's over shapes. Beside it
+    the fraction of what real test shapes reach, since these are far below 1 for some categories;
+    its interval takes that value as given.
     """
-    settings = gallery.profile.evaluation
     for row, category in _cells(gallery):
         label = config.CATEGORIES.index(category)
         p = gallery.seen[row][category].probabilities[:, label]
         top = gallery.seen["real test"][category].probabilities[:, label].mean()
-        n = min(settings.n_equal, len(p))
-        found = metrics.draws_without_replacement(
-            lambda _, generated: generated.mean(),
-            p,
-            p,
-            n,
-            settings.n_draws,
-            rng.numpy_generator("evaluate", "class_probability", row, category),
-        )
-        common = dict(row=row, category=category, reference="", n_samples=n, n_reference="")
-        yield common | dict(metric="class probability", estimate=found, headline=1, note="")
+        found = metrics.mean_over_seeds(p)
+        common = dict(row=row, category=category, reference="", n_samples=len(p), n_reference="")
+        common["note"] = "mean over shapes, Student t interval"
+        yield common | dict(metric="class probability", estimate=found, headline=1)
         share = Estimate(*(v / top for v in found))
-        yield common | dict(metric="fraction of real test", estimate=share, headline=0, note="")
+        yield common | dict(metric="fraction of real test", estimate=share, headline=0)
 
 
 def inception_rows(gallery: Gallery) -> Iterable[dict]:
@@ -242,7 +249,8 @@ def inception_rows(gallery: Gallery) -> Iterable[dict]:
     for row, seen in gallery.seen.items():
         if set(seen) != set(categories):
             continue
-        n = min(settings.n_equal, *(len(s.probabilities) for s in seen.values()))
+        sizes = [len(s.probabilities) for s in seen.values()]
+        n = min(settings.n_equal, *sizes)
         for n_splits, headline in ((settings.n_splits, 1), (1, 0)):
             generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
             values = np.empty(settings.n_draws)
@@ -253,12 +261,11 @@ def inception_rows(gallery: Gallery) -> Iterable[dict]:
                 ]
                 pooled = np.concatenate(rows)
                 values[k] = metrics.inception_score(pooled, n_splits, generator)[0]
-            ends = map(float, np.percentile(values, [2.5, 97.5]))
             yield dict(
                 row=row,
                 category="all",
                 metric="inception score" if headline else "inception score, one split",
-                estimate=Estimate(float(values.mean()), *ends),
+                estimate=Estimate.of_draws(values, whole=max(sizes) == n),
                 headline=headline,
                 reference="",
                 n_samples=n * len(categories),
@@ -300,7 +307,7 @@ def judge_rows(profile: config.Profile) -> Iterable[dict]:
     right answers with Wilson's.
     """
     owner = config.load(profile.judge.profile)
-    seeds = [s for s in owner.evaluation.judge_seeds if has_judge(owner, s)]
+    seeds = owner.evaluation.judge_seeds
     columns = [accuracy_columns(load_judge(profile, s), profile) for s in seeds]
     for name in columns[0]:
         counts = [c[name] for c in columns]
@@ -320,13 +327,8 @@ def judge_rows(profile: config.Profile) -> Iterable[dict]:
             n_samples=n,
             n_reference="",
             note=note,
+            n_seeds=len(counts),
         )
-
-
-def has_judge(owner: config.Profile, seed: int) -> bool:
-    """True when the weights of a profile's judge of that seed are in place."""
-    run = runs.Run(owner.name, "judge", "all", seed)
-    return (run.weights / "judge.safetensors").is_file()
 
 
 def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
@@ -334,7 +336,7 @@ def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
 
     Where nothing is trained, those of the anchors of the first category.
     """
-    trained = [r for r in trained_runs(profile) if r.category in profile.categories]
+    trained = judged_runs(profile)
     if trained:
         return {f"{runs.MODELS[r.model]}\n{r.category}": load_samples(r)[:n] for r in trained}
     category = profile.categories[0]
@@ -349,9 +351,7 @@ def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:
     """
     profile = gallery.profile
     train = data.load_train(profile.data)
-    for run in trained_runs(profile):
-        if run.category not in profile.categories:
-            continue
+    for run in judged_runs(profile):
         row = runs.MODELS[run.model]
         features = gallery.seen[row][run.category].features[:n]
         real = gallery.seen["real train"][run.category].features
@@ -365,7 +365,9 @@ def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, la
     """All measures of one foreign sample set by a profile's judge, as one JSON-ready object.
 
     voxels: (N, D, D, D) as ``voxel.load_voxels`` reads them. Raises StudyError for an unknown
-    category, a grid that the judge cannot take, or fewer than 2 shapes.
+    category, a grid that the judge cannot take, or fewer than 2 shapes. Distances are at ``n``
+    shapes a side, fewer than the tables' where the file or the split holds fewer: a Frechet
+    distance then grows. Ends are None where both sides were taken whole.
     """
     if category not in profile.categories:
         names = ", ".join(profile.categories)
@@ -375,13 +377,7 @@ def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, la
     if len(voxels) < 2:
         raise StudyError(f"{len(voxels)} shapes: distances need at least 2")
     settings = profile.evaluation
-    side = profile.data.side
-    grids = voxel.to_judge_grid(
-        voxels,
-        layout=layout,
-        threshold=settings.threshold,
-        extra_sides=(side,) if side == 24 else (),
-    )
+    grids = to_judge(profile, voxels, layout)
     judge = load_judge(profile)
     seen = judge.see(grids)
     train = data.load_train(profile.data).category(category)
@@ -398,7 +394,8 @@ def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, la
         ):
             key = ("file", name, category, reference)
             value, n = compare(statistic, features, seen.features, False, settings, *key)
-            found[f"{name} {reference}"] = dict(value._asdict(), n=n)
+            ends = {k: None if math.isnan(v) else v for k, v in value._asdict().items()}
+            found[f"{name} {reference}"] = dict(ends, n=n)
     flat = {name: voxel.pack(shapes) for name, shapes in real.items()}
     iou = metrics.nearest_by_iou(voxel.pack(grids), flat["train"])[1]
     heldout_iou = metrics.nearest_by_iou(flat["test"], flat["train"])[1]

@@ -28,14 +28,13 @@ def set_metric_rows(gallery: Gallery) -> Iterable[dict]:
                 continue
             key = ("set_metrics", row, category)
             draws = _draws(pools, settings, rng.numpy_generator("evaluate", *key))
+            whole = max(len(p) for p in pools["packed"]) == settings.n_equal
             for metric in draws[0]:
-                values = [d[metric] for d in draws]
-                ends = map(float, np.percentile(values, [2.5, 97.5]))
                 yield dict(
                     row=row,
                     category=category,
                     metric=metric,
-                    estimate=Estimate(float(np.mean(values)), *ends),
+                    estimate=Estimate.of_draws([d[metric] for d in draws], whole),
                     headline=int(metric in ("coverage", "1-nna iou")),
                     reference=REFERENCE,
                     n_samples=settings.n_equal,

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: every write goes to a temporary name, then is renamed."""
 
+import errno
 import hashlib
 import io
 import json
@@ -34,9 +35,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises StudyError when the disk is full or the place cannot be written; nothing is left behind.
     """
     path = Path(path)
+    check_place(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -45,11 +46,30 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
         raise StudyError(
             f"{path}: cannot be written ({error.strerror}); nothing was changed"
         ) from None
+    finally:  # after Ctrl-C too
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def check_place(path: Path) -> None:
+    """Raise StudyError where a file cannot be written, before any work is done; makes the parents.
+
+    Folders and devices are refused: renaming a file over ``/dev/null`` would replace the device.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            kind = "Is a directory" if path.is_dir() else "Not a regular file"
+            raise OSError(errno.EINVAL, kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StudyError(f"{path}: cannot be written ({reason}); nothing was changed") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,7 +85,10 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> dict:
     """Read a JSON object. Raises StudyError for a missing or damaged file."""
     try:
-        return json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text())
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} where an object belongs")
+        return value
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:

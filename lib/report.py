@@ -48,7 +48,8 @@ def table(
     """Rows of estimates as a tidy table; published cells that were not run stay, value empty.
 
     rows: dicts with row, category, metric, estimate, headline, reference, n_samples, n_reference,
-    note. run_ids: row -> the runs behind it. Raises StudyError for two rows of one key.
+    note, and n_seeds where it is not that of the runs. run_ids: row -> the runs behind it. Raises
+    StudyError for two rows of one key.
     """
     out = []
     for found in rows:
@@ -62,7 +63,7 @@ def table(
                 "judge": judge,
                 "threshold": profile.evaluation.threshold,
                 "profile": profile.name,
-                "n_seeds": 1 if ids else "",
+                "n_seeds": found.get("n_seeds", 1 if ids else ""),
                 "run_ids": " ".join(ids),
             }
         )
@@ -89,6 +90,9 @@ def _with_published(done: pd.DataFrame, name: str, profile: config.Profile) -> p
     if profile.data.source == "procedural":
         return done
     quoted = published().query("table == @name")
+    if set(profile.categories) != set(config.CATEGORIES):
+        # A score over fewer categories is another quantity than the published one.
+        quoted = quoted[quoted["category"] != "all"]
     quoted = quoted[quoted["category"].isin([*profile.categories, "all"])]
     cells = {(q.row, q.category, q.metric): q.published for q in quoted.itertuples()}
     place = list(zip(done["row"], done["category"], done["metric"], strict=True))
@@ -198,7 +202,8 @@ def _footnote(rows: pd.DataFrame) -> str:
     judges = sorted({j for j in run["judge"] if j})
     return (
         f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets; "
-        f"judge {', '.join(judges)}. An empty cell was not run in this profile.\n"
+        f"judge {', '.join(judges)}. An empty cell was not run in this profile, or has too few "
+        "shapes for this n.\n"
     )
 
 
@@ -286,7 +291,10 @@ def check(profile: str, tolerance: float = 0.02) -> list[str]:
     """
     name = f"results/{profile}/report/results.csv"
     command = ["git", "-C", str(paths.CODE), "show", f"HEAD:{name}"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        raise StudyError("git is not installed, so there is nothing to compare with") from None
     if shown.returncode:
         raise StudyError(f"{name} is not committed, so there is nothing to compare with")
     ours = paths.results(profile) / "report" / "results.csv"
@@ -301,15 +309,17 @@ def check(profile: str, tolerance: float = 0.02) -> list[str]:
         if row["_merge"] != "both":
             lines.append(f"{place}: only in {'HEAD' if row['_merge'] == 'left_only' else 'place'}")
             continue
-        for column in ("value", "low", "high", "published"):
+        for column in [c for c in COLUMNS if c not in (*KEY, "judge")]:
             then, now = row[f"{column} then"], row[f"{column} now"]
-            if not _close(then, now, tolerance):
+            close = tolerance if column in ("value", "low", "high") else None
+            if not _agree(then, now, close):
                 lines.append(f"{place}: {column} was {then or 'empty'}, is {now or 'empty'}")
     return lines
 
 
-def _close(then: str, now: str, tolerance: float) -> bool:
-    if then == "" or now == "":
+def _agree(then: str, now: str, tolerance: float | None) -> bool:
+    """Equal, or with a tolerance near enough as numbers."""
+    if tolerance is None or "" in (then, now):
         return then == now
     a, b = float(then), float(now)
     return abs(a - b) <= max(1e-3, tolerance * max(abs(a), abs(b)))

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lib.errors import StudyError
-from lib.files import write_text
+from lib.files import check_place, write_text
 from lib.paths import CHECKPOINTS, CODE, relative
 
 # After Ctrl-C the code in the kernel has this long to save its state, then it is killed.
@@ -67,16 +67,18 @@ def execute(
     the cell's number and what the kernel writes to stderr, live. Two runs that compute the same
     write the same bytes, see ``normalise``.
 
-    Raises StudyError for a missing notebook or parameters cell, unknown parameters, an output that
-    is the notebook itself, or an exception in a cell (a StudyError passes on its message). The
-    partly executed notebook then stays in ``.ckpt/failed``. Ctrl-C and SIGTERM interrupt the
-    kernel, wait up to 20 s, kill it at a second signal, and end in SystemExit(128 + signal).
+    Raises StudyError for a missing notebook or parameters cell, unknown parameters or ones of
+    another type than annotated, an output that is the notebook itself or cannot be written, or an
+    exception in a cell (a StudyError passes on its message). The partly executed notebook then
+    stays in ``.ckpt/failed``. Ctrl-C and SIGTERM interrupt the kernel, wait up to 20 s, kill it at
+    a second signal, and end in SystemExit(128 + signal).
     """
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     if output == notebook:
         raise StudyError(f"{relative(notebook)}: the output is the notebook itself; name another")
     book = _read(notebook)
     _check_parameters(book, notebook, parameters)
+    check_place(output)
     book.metadata = METADATA
     die_with_parent()
     working = CHECKPOINTS / "failed" / (_flat_name(output) + ".failed.ipynb")
@@ -151,6 +153,19 @@ def parameter_names(source: str) -> list[str]:
     return [name.id for name in names if isinstance(name, ast.Name)]
 
 
+def _parameter_types(source: str) -> dict[str, type]:
+    """The parameters that are annotated with a plain type."""
+    plain = {kind.__name__: kind for kind in (str, int, float, bool)}
+    return {
+        node.target.id: plain[node.annotation.id]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(node.annotation, ast.Name)
+        and node.annotation.id in plain
+    }
+
+
 def _check_parameters(book, notebook: Path, parameters: dict) -> None:
     """Refuse what papermill would only warn about."""
     cells = _tagged(book)
@@ -160,6 +175,7 @@ def _check_parameters(book, notebook: Path, parameters: dict) -> None:
         )
     try:
         known = parameter_names(cells[0].source)
+        types = _parameter_types(cells[0].source)
     except SyntaxError as error:
         raise StudyError(f"{relative(notebook)}: the parameters cell: {error}") from None
     unknown = sorted(set(parameters) - set(known))
@@ -167,6 +183,12 @@ def _check_parameters(book, notebook: Path, parameters: dict) -> None:
         raise StudyError(
             f"{relative(notebook)}: no parameter {', '.join(unknown)}; it has {', '.join(known)}"
         )
+    for name, value in parameters.items():
+        kind = types.get(name, type(value))
+        if type(value) is not kind and (type(value), kind) != (int, float):
+            raise StudyError(
+                f"{relative(notebook)}: parameter {name} must be {kind.__name__}, not {value!r}"
+            )
 
 
 # Running

@@ -9,6 +9,7 @@ import itertools
 import numbers
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -501,10 +502,23 @@ def _check_cubes(shape, name):
     """N and D of a shape (N, D, D, D)."""
     shape = tuple(int(length) for length in shape)
     if len(shape) != 4 or min(shape) < 1 or len(set(shape[1:])) != 1:
-        raise StudyError(f"{name}: {shape} is not (N, D, D, D) with N and D > 0; reshape the grids")
+        raise StudyError(
+            f"{name}: {shape} is not (N, D, D, D) with N and D > 0; {_shape_hint(shape)}"
+        )
     if shape[0] * shape[1] ** 3 > MAX_VOXELS:
         raise StudyError(f"{name}: {shape} is more than {MAX_VOXELS} voxels; split the file")
     return shape[0], shape[1]
+
+
+def _shape_hint(shape):
+    """What to do with arrays of the forms that other projects save."""
+    if len(shape) == 5 and 1 in (shape[1], shape[4]):
+        return f"drop the channel axis, voxels.squeeze({1 if shape[1] == 1 else 4})"
+    if len(shape) == 3:
+        return "save one grid as voxels[None]"
+    if len(shape) == 2:
+        return "reshape the grids, or save `shape` beside packed bits"
+    return "save at least one grid" if 0 in shape else "reshape the grids"
 
 
 def load_voxels(path):
@@ -542,14 +556,15 @@ def _check_values(voxels):
         return voxels.view(np.uint8) != 0
     if voxels.dtype == np.uint8:
         if voxels.max() > 1:
-            raise StudyError(f"voxels hold {voxels.max()}; uint8 voxels are 0 or 1")
+            raise StudyError(f"voxels hold {voxels.max()}; uint8 is 0 or 1, so save voxels > 0")
         return voxels.astype(bool)
     if voxels.dtype.kind != "f":
         raise StudyError(f"voxels have type {voxels.dtype}; save bool, uint8 or float")
     # NaN fails both comparisons.
     if not (voxels.min() >= 0 and voxels.max() <= 1):
         raise StudyError(
-            f"voxels run from {voxels.min()} to {voxels.max()}; floats must be in [0, 1]"
+            f"voxels run from {voxels.min():.6g} to {voxels.max():.6g}; floats must be "
+            "probabilities in [0, 1]"
         )
     return voxels.astype(np.float32)
 
@@ -566,6 +581,10 @@ _BROKEN = (
     zlib.error,
     zipfile.BadZipFile,
     struct.error,
+    # What numpy lets through of a damaged header.
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
 )
 
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, happy paths, and one clear line for bad input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from lib.train import runs
 
 COMMANDS = (
     "fetch prepare voxelize train sample evaluate classify queue pack unpack recipes notebook "
-    "strip adopt check"
+    "strip adopt check readme"
 ).split()
 TETRAHEDRON = "OFF\n4 4 6\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
 
@@ -133,6 +134,61 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, trained):
     assert said.out == ""
 
 
+def test_an_interrupt_without_words_says_that_nothing_is_lost(monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_profile", stop)
+    assert lib("prepare", "--profile", "smoke") == 130
+    assert capsys.readouterr().err.strip() == "stopped: nothing is lost"
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (PermissionError(13, "Permission denied", "/x/.ckpt"), "/x/.ckpt: Permission denied"),
+        (OSError(28, "No space left on device"), "the output: No space left on device"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, refused, error, said):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(cli, "_profile", fail)
+    assert refused("prepare", "--profile", "smoke").startswith(said)
+
+
+def test_a_reader_that_went_away_is_no_error():
+    code = (
+        "import sys\nfrom lib import cli\n"
+        "def check(options):\n    'A long answer.'\n    print('x' * 100000)\n"
+        "cli.check = check\n"
+        "sys.exit(cli.main(['check']))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=paths.CODE, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_output_that_is_full_is_one_line():
+    code = (
+        "import sys\nfrom lib import cli\n"
+        "def check(options):\n    'An answer.'\n    print('x')\n"
+        "cli.check = check\n"
+        "sys.exit(cli.main(['check']))"
+    )
+    with open("/dev/full", "w") as full:
+        line = [sys.executable, "-c", code]
+        done = subprocess.run(line, cwd=paths.CODE, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == cli.STATUS_BAD_INPUT
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -161,6 +217,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "0"), "-n must be 1 or more, not 0"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "-3"), "-n must be 1 or more, not -3"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "1.5"), "argument -n: invalid int value"),
+        (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "900000000"), "-n must be at most 310689"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "--seed", "-1"), "--seed must be 0 or more"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "--run-seed", "-1"), "seed must be 0 or more"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "--run-seed", "9"), "s9 has no weights here"),
@@ -200,6 +257,10 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("classify", "{tmp}/none.off", "--profile", "smoke"), "no such file"),
         (("classify", "{tmp}/bad.off", "--profile", "smoke"), "bad.off"),
         (("classify", "{tmp}/odd.npz", "--profile", "smoke"), "side 17"),
+        (
+            ("classify", "{tmp}/four.npz", "--profile", "smoke", "--layout", "padded"),
+            "side 24 (padded) has no mapping",
+        ),
         (
             ("classify", "{tmp}/four.npz", "--profile", "quick"),
             "the judge quick-judge-all-s0 is not",

@@ -1,5 +1,6 @@
 """The judge at work: what it sees, how sets are compared, which rows a table gets."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -206,6 +207,15 @@ def test_a_row_that_lacks_a_category_has_no_inception_score(gallery, smoke):
     assert all(1 <= s <= 10 for s in scores)
 
 
+def test_a_second_seed_changes_no_table_and_no_figure(gallery, smoke, smoke_chair, monkeypatch):
+    other = dataclasses.replace(smoke_chair, seed=1)
+    monkeypatch.setattr(evaluate, "trained_runs", lambda profile: [smoke_chair, other])
+    assert evaluate.judged_runs(smoke) == [smoke_chair]
+    shown = evaluate.first_shapes(smoke, 2)["3D-GAN\nchair"]
+    np.testing.assert_array_equal(shown, evaluate.load_samples(smoke_chair)[:2])
+    assert len(list(evaluate.nearest_in_features(gallery, 2))) == 1
+
+
 # ---------------------------------------------------------------- foreign sample files
 
 
@@ -228,6 +238,16 @@ def test_a_shape_is_the_same_at_24_and_padded_to_32(workspace, smoke, smoke_judg
     tight = evaluate.evaluate_file(smoke, data.model_grid(shapes, 24), "toilet", "tight")
     padded = evaluate.evaluate_file(smoke, data.model_grid(shapes, 32), "toilet", "padded")
     assert tight == padded
+
+
+def test_a_file_taken_whole_has_no_interval_and_stays_json(workspace, smoke, smoke_judge):
+    """Twelve shapes against twelve test shapes: one subset only, and NaN is not JSON."""
+    every = config.with_changes(smoke, evaluation={"n_equal": 12}, device={"threads": 1})
+    shapes = data.load_train(smoke.data).category("chair").voxels[:12]
+    found = evaluate.evaluate_file(every, shapes, "chair", "padded")
+    assert found["kid test"]["low"] is None and found["kid test"]["high"] is None
+    assert found["kid train"]["low"] <= found["kid train"]["value"]
+    json.dumps(found, allow_nan=False)
 
 
 def test_training_shapes_are_recognised_as_copies(workspace, smoke, smoke_judge):

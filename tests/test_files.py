@@ -38,6 +38,24 @@ def test_a_place_that_cannot_be_written(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "a\0b"])
+def test_devices_and_impossible_names_are_refused(path):
+    """Renaming a file over a device would replace it."""
+    with pytest.raises(StudyError, match="cannot be written") as error:
+        files.check_place(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_text(tmp_path / "a.txt", "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_parents_are_made_and_others_may_read(tmp_path):
     files.write_json(tmp_path / "a" / "b.json", {"z": 1, "a": [1.5, None]})
     assert (tmp_path / "a" / "b.json").read_text().index('"a"') == 3
@@ -65,7 +83,7 @@ def test_missing_files(tmp_path):
         files.load_npz(tmp_path / "no.npz")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"nul"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"nul", b"[]", b"null"])
 def test_damaged_json(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(StudyError, match="a.json: not readable as JSON"):

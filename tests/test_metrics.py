@@ -357,6 +357,14 @@ def test_draws_take_each_row_once_and_keep_real_before_generated():
     assert estimate != metrics.draws_without_replacement(*args, rng(1), n_reference=5)
 
 
+def test_an_estimate_of_draws_has_no_ends_where_all_was_taken():
+    values = [1.0, 2.0, 6.0]
+    found = metrics.Estimate.of_draws(values)
+    assert found == (3.0, *np.percentile(values, [2.5, 97.5]))
+    whole = metrics.Estimate.of_draws(values, whole=True)
+    assert whole.value == 3 and np.isnan([whole.low, whole.high]).all()
+
+
 def test_draws_cover_the_mean_of_the_pool_as_sampling_theory_says():
     pool = rng(0).normal(size=200)
     estimate = metrics.draws_without_replacement(

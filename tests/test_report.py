@@ -1,6 +1,7 @@
 """Tables: one row a key, published figures beside ours, empty where nothing was run."""
 
 import math
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,11 @@ def test_runs_behind_a_row_are_those_of_its_category():
         "",
     ]
     assert found["n_seeds"].tolist() == [1, 1, 1, ""]
+
+
+def test_rows_may_state_their_seeds():
+    found = table([row(n_seeds=3), row("noise")], profile="quick")
+    assert found["n_seeds"].tolist() == [3, ""]
 
 
 def test_numbers_are_rounded_and_absence_is_empty():
@@ -178,6 +184,42 @@ def test_beating_an_anchor_needs_intervals_apart():
     assert line["below Bernoulli"] == "undecided"
     assert line["below real train"] == "no"
     assert line["below PCA-Gaussian"] == ""
+
+
+@pytest.mark.parametrize(
+    "column, value, said",
+    [
+        ("value", "0.9001", None),
+        ("value", "0.7", "value was 0.9, is 0.7"),
+        ("value", "", "value was 0.9, is empty"),
+        ("judge", "def", None),
+        ("headline", "0", "headline was 1, is 0"),
+        ("n_reference", "9", "n_reference was empty, is 9"),
+        ("run_ids", "x", "run_ids was empty, is x"),
+        ("row", "other", "only in HEAD"),
+    ],
+)
+def test_check_names_what_differs(written, monkeypatch, column, value, said):
+    found = report.write_report(config.load("study"))
+    path = written / "report" / "results.csv"
+    shown = subprocess.CompletedProcess([], 0, stdout=path.read_text())
+    monkeypatch.setattr(report.subprocess, "run", lambda *_, **__: shown)
+    assert report.check("study") == []
+    changed = found.astype(str)
+    first = (changed["row"] == "3D-GAN") & (changed["category"] == "chair")
+    changed.loc[first, column] = value
+    changed.to_csv(path, index=False, lineterminator="\n")
+    lines = report.check("study")
+    assert any(said in line for line in lines) if said else lines == []
+
+
+def test_check_without_git(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory", "git")
+
+    monkeypatch.setattr(report.subprocess, "run", missing)
+    with pytest.raises(StudyError, match="git is not installed"):
+        report.check("study")
 
 
 def test_confusion():

@@ -61,6 +61,27 @@ def test_unknown_parameters_are_refused_by_name(tmp_path, no_kernel):
         execute(notebook, tmp_path / "out.ipynb", {"sede": 1, "seed": 2})
 
 
+@pytest.mark.parametrize(
+    "parameters, said",
+    [
+        ({"seed": "one"}, "parameter seed must be int, not 'one'"),
+        ({"seed": True}, "parameter seed must be int, not True"),
+        ({"category": ["chair"]}, "parameter category must be str"),
+    ],
+)
+def test_parameters_of_another_type_are_refused(tmp_path, no_kernel, parameters, said):
+    notebook = write_notebook(tmp_path / "a.ipynb")
+    with pytest.raises(StudyError, match=said):
+        execute(notebook, tmp_path / "out.ipynb", parameters)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, no_kernel):
+    notebook = write_notebook(tmp_path / "a.ipynb")
+    for output in (tmp_path, notebook / "out.ipynb"):
+        with pytest.raises(StudyError, match="cannot be written"):
+            execute(notebook, output, {"seed": 1})
+
+
 def test_refuses_missing_notebook_missing_cell_and_itself(tmp_path, no_kernel):
     with pytest.raises(StudyError, match="no such notebook"):
         execute(tmp_path / "none.ipynb", tmp_path / "out.ipynb", {})

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from lib import config, data, files, paths, rng
+from lib import config, data, files, paths, rng, voxel
 from lib.errors import StudyError
 from lib.train import checkpoint, engine, gan3d, judge, runs
 
@@ -762,7 +762,7 @@ def test_pending_runs(nothing_published, smoke):
     assert CHAIR not in [p.run for p in runs.pending(smoke)]
     assert runs.complete_unpublished(smoke) == [CHAIR]
     runs.publish(CHAIR, final)
-    assert runs.complete_unpublished(smoke) == [] and runs.is_published(CHAIR)
+    assert runs.complete_unpublished(smoke) == [] and runs.is_published(CHAIR, smoke)
     assert sorted(content(CHAIR.weights)) == ["discriminator.safetensors", "generator.safetensors"]
     assert sorted(content(CHAIR.samples)) == ["log.csv", "run.json", "samples.npz"]
 
@@ -794,7 +794,7 @@ def test_samples_are_drawn_from_the_stored_weights(workspace, smoke, smoke_chair
     networks = runs.load_networks(smoke_chair, smoke, smoke_chair.weights)
     voxels = runs.sample(smoke_chair, smoke, networks, list(range(16))) > 0.5
     stored = files.load_npz(smoke_chair.samples / "samples.npz")
-    np.testing.assert_array_equal(runs.packed(voxels)["voxels"], stored["voxels"])
+    np.testing.assert_array_equal(voxel.pack(voxels), stored["voxels"])
     facts = files.read_json(smoke_chair.samples / "run.json")
     assert facts["weights"] == {
         name: files.sha256(smoke_chair.weights / name) for name in facts["weights"]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import zipfile
 from fractions import Fraction
 
@@ -492,7 +493,7 @@ HALF = np.full((2, 4, 4, 4), 0.5)
         ({"voxels": HALF * np.nan}, "from nan"),
         ({"voxels": HALF * np.inf}, "to inf"),
         ({"voxels": HALF + 0.6}, "from 1.1"),
-        ({"voxels": HALF - 0.6}, "from -0.09"),
+        ({"voxels": HALF - 0.6}, "from -0.1 to"),
         ({"voxels": np.full((2, 4, 4, 4), 2, np.uint8)}, "voxels hold 2"),
         ({"voxels": np.ones((2, 4, 4, 4), np.int32)}, "type int32"),
         ({"voxels": np.ones((2, 4, 4, 4), complex)}, "'c' data"),
@@ -610,6 +611,34 @@ def test_judge_grid_of_tight_layouts(side):
     np.testing.assert_array_equal(mapped[1], np.pad(zoomed > 0.5, 3))
     full = voxel.to_judge_grid(np.ones((1, side, side, side), bool), layout="tight")
     assert full.sum() == 24**3 and voxel.crop(full, 3).all()
+
+
+@pytest.mark.parametrize(
+    "shape, hint",
+    [
+        ((3, 1, 8, 8, 8), r"drop the channel axis, voxels.squeeze\(1\)"),
+        ((3, 8, 8, 8, 1), r"drop the channel axis, voxels.squeeze\(4\)"),
+        ((8, 8, 8), r"save one grid as voxels\[None\]"),
+        ((3, 512), "reshape the grids, or save `shape` beside packed bits"),
+        ((0, 8, 8, 8), "save at least one grid"),
+        ((2, 8, 8, 7), "reshape the grids$"),
+        ((), "reshape the grids$"),
+    ],
+)
+def test_other_shapes_are_refused_with_a_hint(tmp_path, shape, hint):
+    np.savez(tmp_path / "a.npz", voxels=np.zeros(shape, bool))
+    with pytest.raises(StudyError, match=hint):
+        voxel.load_voxels(tmp_path / "a.npz")
+
+
+def test_a_header_that_is_no_python_is_a_damaged_archive(tmp_path):
+    for header in (b"{'descr': __impo", b"  {\n'a'", b"{'descr': '|b1', 'shape': (((((("):
+        member = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("voxels.npy", member)
+        with pytest.raises(StudyError, match="damaged archive") as error:
+            voxel.load_voxels(tmp_path / "a.npz")
+        assert "\n" not in str(error.value)
 
 
 def test_judge_grid_thresholds_first():

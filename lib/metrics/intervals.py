@@ -16,6 +16,15 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def of_draws(cls, values, whole=False):
+        """Mean of draws (n,) and their 2.5 and 97.5 percentiles.
+
+        ``whole`` says that every draw took all there is: their spread says nothing, ends are NaN.
+        """
+        ends = (float("nan"),) * 2 if whole else map(float, np.percentile(values, [2.5, 97.5]))
+        return cls(float(np.mean(values)), *ends)
+
 
 def draws_without_replacement(statistic, real, generated, n, n_draws, generator, n_reference=None):
     """Mean and spread of a statistic over random subsets of fixed size.
@@ -44,9 +53,7 @@ def draws_without_replacement(statistic, real, generated, n, n_draws, generator,
         rows_real = generator.choice(len(real), n_reference, replace=False)
         rows_generated = generator.choice(len(generated), n, replace=False)
         values[draw] = statistic(real[rows_real], generated[rows_generated])
-    if n_reference == len(real) and n == len(generated):
-        return Estimate(float(values.mean()), float("nan"), float("nan"))
-    return Estimate(float(values.mean()), *map(float, np.percentile(values, [2.5, 97.5])))
+    return Estimate.of_draws(values, whole=n_reference == len(real) and n == len(generated))
 
 
 def wilson_interval(successes, n):

@@ -115,6 +115,13 @@ def _fill(stage: Path, found: dict[str, bytes]) -> None:
         files.write_bytes(stage / name, data)
 
 
+def _checked_manifest(found: object) -> dict[str, dict[str, str]]:
+    """A manifest of the right form, or ValueError."""
+    if isinstance(found, dict) and all(isinstance(v, dict) for v in found.values()):
+        return found
+    raise ValueError("its manifest does not list files by run")
+
+
 def _read(parts: list[Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, dict[str, str]]]:
     """Files by key and the joined manifest; StudyError for a damaged part or file."""
     content: dict[str, dict[str, bytes]] = {}
@@ -122,7 +129,7 @@ def _read(parts: list[Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, dic
     for part in parts:
         try:
             with zipfile.ZipFile(part) as archive:
-                manifest |= json.loads(archive.read(MANIFEST))
+                manifest |= _checked_manifest(json.loads(archive.read(MANIFEST)))
                 names = [n for n in archive.namelist() if n != MANIFEST]
                 entries = [(n, archive.read(n)) for n in names]
         except FileNotFoundError:

@@ -241,20 +241,51 @@ def sample(
 
 def publish(run: Run, final: Path) -> None:
     """Copy a complete run to ``results``: weights to one folder, all else to another."""
-    found = sorted(final.iterdir())
-    weights = [f for f in found if f.suffix == ".safetensors"]
+    weights = sorted(final.glob("*.safetensors"))
+    rest = [f for f in sorted(final.iterdir()) if f not in weights]
+    card = model_card(run, files.read_json(final / "run.json"))
+
+    def copy(folder: Path, found: list[Path], with_card: bool) -> None:
+        for file in found:
+            shutil.copyfile(file, folder / file.name)
+        if with_card:
+            files.write_text(folder / "card.md", card)
+
     if run.weights == run.samples:
-        files.commit_folder(run.weights, lambda stage: _copy(found, stage))
+        files.commit_folder(run.weights, lambda stage: copy(stage, weights + rest, True))
         return
-    files.commit_folder(run.weights, lambda stage: _copy(weights, stage))
-    files.commit_folder(
-        run.samples, lambda stage: _copy([f for f in found if f not in weights], stage)
-    )
+    files.commit_folder(run.weights, lambda stage: copy(stage, weights, True))
+    files.commit_folder(run.samples, lambda stage: copy(stage, rest, False))
 
 
-def _copy(found: list[Path], folder: Path) -> None:
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
+def model_card(run: Run, facts: dict) -> str:
+    """The card beside a run's weights, from its provenance: what, how trained, limits."""
+    trained = [
+        f"{name}: {facts[name]}"
+        for name in ("device", "hours", "torch", "python", "commit", "date")
+        if name in facts
+    ]
+    values = [f"| {name} | {value} |" for name, value in facts["parameters"].items()]
+    hashes = [f"- `{name}`: sha256 `{digest}`" for name, digest in facts["weights"].items()]
+    corpus = "all ten categories" if run.category == "all" else f"category {run.category}"
+    lines = [
+        f"# {run.id}",
+        "",
+        f"{MODELS[run.model]}, trained on {corpus} of the training split, seed {run.seed}.",
+        "Kernels are stored in half precision; samples and scores were computed with these files.",
+        "",
+        *hashes,
+        "",
+        f"Recipe {facts['recipe']}. {'; '.join(trained)}".strip(),
+        "",
+        "| parameter | value |",
+        "| --- | --- |",
+        *values,
+        "",
+        "Data: see the data card of the profile. Research use; one pose a shape, 30^3 grids.",
+        "How good it is stands in the tables of the profile, not here.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def wanted(profile: config.Profile) -> list[Run]:
@@ -278,10 +309,13 @@ class Pending:
     active: bool
 
 
-def is_published(run: Run) -> bool:
-    """True when the run's results are in place or named by dvc.lock (another clone has them)."""
+def is_published(run: Run, profile: config.Profile) -> bool:
+    """True when the run's results, made with these parameters, are in place.
+
+    Where they are not here but dvc.lock names the run, another clone made them: that counts too.
+    """
     if (run.samples / "run.json").is_file():
-        return True
+        return files.read_json(run.samples / "run.json")["key"] == key(run, profile)
     lock = paths.CODE / "dvc.lock"
     stages = yaml.safe_load(lock.read_text()).get("stages", {}) if lock.is_file() else {}
     return any(name.endswith(f"@{run.id}") for name in stages)
@@ -292,7 +326,7 @@ def pending(profile: config.Profile) -> list[Pending]:
     found = [
         _progress(run, profile)
         for run in wanted(profile)
-        if not is_published(run) and not (state_folder(run, profile) / "final").is_dir()
+        if not is_published(run, profile) and not (state_folder(run, profile) / "final").is_dir()
     ]
     return sorted(found, key=lambda p: p.minutes)
 
@@ -300,12 +334,13 @@ def pending(profile: config.Profile) -> list[Pending]:
 def _progress(run: Run, profile: config.Profile) -> Pending:
     minutes = profile.wanted[run.model].minutes
     folder = state_folder(run, profile)
+    active = engine.is_locked(folder)
     if not (folder / "status.json").is_file():
-        return Pending(run, 0, 0, minutes, False)
+        return Pending(run, 0, 0, minutes, active)
     status = files.read_json(folder / "status.json")
     step, n_steps = status["step"], status["n_steps"]
     left = status["seconds"] / max(step, 1) * (n_steps - step) / 60
-    return Pending(run, step, n_steps, left, engine.is_locked(folder))
+    return Pending(run, step, n_steps, left, active)
 
 
 def complete_unpublished(profile: config.Profile) -> list[Run]:
@@ -313,7 +348,7 @@ def complete_unpublished(profile: config.Profile) -> list[Run]:
     return [
         run
         for run in wanted(profile)
-        if (state_folder(run, profile) / "final").is_dir() and not is_published(run)
+        if (state_folder(run, profile) / "final").is_dir() and not is_published(run, profile)
     ]
 
 
@@ -378,7 +413,5 @@ def adopt(profile: config.Profile) -> list[str]:
 
 def run_group(run: Run) -> str:
     """The stage group of a run: weights travel for the judge, ``all`` and one category a model."""
-    if run.model == "judge":
-        return "judge"
     travels = run.category in ("all", "chair") and run.seed == 0
     return run.model if travels else f"{run.model}_light"

@@ -1,0 +1,198 @@
+"""Ours against a plain alternative in one run: alternating calls, medians, memory, agreement."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ("case", "ours", "plain", "ratio", "equal within", "memory")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians of seconds over ``pairs`` pairs of calls, and the values of the first pair."""
+
+    ours: float
+    plain: float
+    pairs: int
+    values: tuple
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of a table; the ratio is plain over ours, so that more than 1 speaks for ours.
+
+    ``difference`` above ``tolerance`` is the one thing that makes a benchmark fail. ``memory`` is
+    in MiB, None where it could not be measured. Cases of one ``group`` differ in ``size`` only.
+    """
+
+    name: str
+    ours: float = math.nan
+    plain: float = math.nan
+    unit: str = "s"
+    difference: float = math.nan
+    tolerance: float = math.nan
+    memory: tuple[float | None, float | None] | None = None
+    note: str = ""
+    group: str = ""
+    size: int = 0
+
+    @property
+    def ratio(self) -> float:
+        return self.plain / self.ours if self.ours else math.nan
+
+    @property
+    def checked(self) -> bool:
+        return not math.isnan(self.tolerance)
+
+    @property
+    def agrees(self) -> bool:
+        """False when the values differ by more than stated; NaN is a disagreement."""
+        return not self.checked or self.difference <= self.tolerance
+
+
+def compare(
+    ours: Callable[[], object],
+    plain: Callable[[], object],
+    repeats: int = 5,
+    patience: float = 20.0,
+) -> Timing:
+    """Time both in turn, A B A B, and return the medians.
+
+    The first pair warms up and gives the values; when it takes longer than ``patience`` seconds
+    it also is the measurement, for then warming up matters little. Later pairs stop at
+    ``repeats`` or when ``patience`` is used up.
+    """
+    a, value = _timed(ours)
+    b, plain_value = _timed(plain)
+    pairs, used = ([(a, b)], a + b) if a + b > patience else ([], 0.0)
+    while len(pairs) < repeats and used < patience:
+        pairs.append((_timed(ours)[0], _timed(plain)[0]))
+        used += sum(pairs[-1])
+    medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
+    return Timing(*medians, len(pairs), (value, plain_value))
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, object]:
+    start = time.perf_counter()
+    value = work()
+    return time.perf_counter() - start, value
+
+
+def relative(a: object, b: object) -> float:
+    """Largest difference over the largest magnitude of the second: arrays, tensors or numbers."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        return math.inf
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def timed_case(
+    name: str,
+    ours: Callable[[], object],
+    plain: Callable[[], object],
+    *,
+    tolerance: float,
+    difference: Callable[[object, object], float] = relative,
+    repeats: int = 5,
+    **details,
+) -> Case:
+    """A Case of seconds from ``compare``; ``details`` are further fields of it."""
+    timing = compare(ours, plain, repeats)
+    note = ", ".join(filter(None, [details.pop("note", ""), f"n = {timing.pairs}"]))
+    return Case(
+        name,
+        timing.ours,
+        timing.plain,
+        difference=difference(*timing.values),
+        tolerance=tolerance,
+        note=note,
+        **details,
+    )
+
+
+def peak(module: str, function: str, *arguments) -> float | None:
+    """MiB that ``function(*arguments)()`` takes at its peak, beyond what is held before the call.
+
+    Measured by ``benchmarks.peak`` in a process of its own: the peak of this one would hide it.
+    None where the system does not tell (it takes Linux).
+    """
+    command = [sys.executable, "-m", "benchmarks.peak", module, function, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def table(cases: Sequence[Case]) -> str:
+    """The cases as a Markdown table, and a line on the growth of each group."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---:|---:|"]
+    lines += ["| " + " | ".join(_cells(case)) + " |" for case in cases]
+    return "\n".join([*lines, *_growth(cases)])
+
+
+def _cells(case: Case) -> list[str]:
+    name = f"{case.name} ({case.note})" if case.note else case.name
+    ratio = "" if math.isnan(case.ratio) else f"{case.ratio:.2f}"
+    values = [_amount(value, case.unit) for value in (case.ours, case.plain)]
+    equal = f"{case.difference:.1e} (<= {case.tolerance:g})" if case.checked else ""
+    return [name, *values, ratio, equal, _memory(case.memory)]
+
+
+def _amount(value: float, unit: str) -> str:
+    if math.isnan(value):
+        return ""
+    if unit == "s" and value < 0.1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def _memory(memory: tuple[float | None, float | None] | None) -> str:
+    if memory is None:
+        return ""
+    return " / ".join("?" if m is None else f"{m:.0f}" for m in memory) + " MiB"
+
+
+def _growth(cases: Sequence[Case]) -> list[str]:
+    """Exponents p of seconds ~ size^p, least squares on logarithms, one line a group."""
+    lines = []
+    for group in dict.fromkeys(case.group for case in cases if case.group):
+        members = [case for case in cases if case.group == group]
+        if len(members) < 2:
+            continue
+        size = np.log([case.size for case in members])
+        powers = [
+            np.polyfit(size, np.log([getattr(case, side) for case in members]), 1)[0]
+            for side in ("ours", "plain")
+        ]
+        lines += [
+            "",
+            f"Growth: time ~ ({group})^p, p = {powers[0]:.2f} ours, {powers[1]:.2f} plain.",
+        ]
+    return lines
+
+
+def machine() -> str:
+    """One line on what the numbers were measured on, and on how busy it was."""
+    import torch
+
+    cores = os.cpu_count()
+    return (
+        f"{_cpu()}, {cores} cores, {torch.get_num_threads()} threads used, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
