@@ -66,27 +66,39 @@ def compare(
     plain: Callable[[], object],
     repeats: int = 5,
     patience: float = 20.0,
+    clock: Callable[[], float] | None = None,
 ) -> Timing:
-    """Time both in turn, A B A B, and return the medians.
+    """Time both in turn, A B A B, and return the medians of ``clock`` (``compute_clock()``).
 
     The first pair warms up and gives the values; when it takes longer than ``patience`` seconds
     it also is the measurement, for then warming up matters little. Later pairs stop at
     ``repeats`` or when ``patience`` is used up.
     """
-    a, value = _timed(ours)
-    b, plain_value = _timed(plain)
+    clock = clock or compute_clock()
+    a, value = _timed(ours, clock)
+    b, plain_value = _timed(plain, clock)
     pairs, used = ([(a, b)], a + b) if a + b > patience else ([], 0.0)
     while len(pairs) < repeats and used < patience:
-        pairs.append((_timed(ours)[0], _timed(plain)[0]))
+        pairs.append((_timed(ours, clock)[0], _timed(plain, clock)[0]))
         used += sum(pairs[-1])
     medians = [statistics.median(side) for side in zip(*pairs, strict=True)]
     return Timing(*medians, len(pairs), (value, plain_value))
 
 
-def _timed(work: Callable[[], object]) -> tuple[float, object]:
-    start = time.perf_counter()
+def compute_clock() -> Callable[[], float]:
+    """Seconds of CPU on one thread, which other work on the machine does not lengthen; else wall.
+
+    Several threads work side by side, so that their sum says nothing.
+    """
+    import torch
+
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _timed(work: Callable[[], object], clock: Callable[[], float]) -> tuple[float, object]:
+    start = clock()
     value = work()
-    return time.perf_counter() - start, value
+    return clock() - start, value
 
 
 def relative(a: object, b: object) -> float:
@@ -105,10 +117,11 @@ def timed_case(
     tolerance: float,
     difference: Callable[[object, object], float] = relative,
     repeats: int = 5,
+    clock: Callable[[], float] | None = None,
     **details,
 ) -> Case:
     """A Case of seconds from ``compare``; ``details`` are further fields of it."""
-    timing = compare(ours, plain, repeats)
+    timing = compare(ours, plain, repeats, clock=clock)
     note = ", ".join(filter(None, [details.pop("note", ""), f"n = {timing.pairs}"]))
     return Case(
         name,
@@ -185,9 +198,11 @@ def machine() -> str:
     import torch
 
     cores = os.cpu_count()
+    seconds = "CPU seconds" if compute_clock() is time.process_time else "wall seconds"
     return (
         f"{_cpu()}, {cores} cores, {torch.get_num_threads()} threads used, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}; "
+        f"{seconds}"
     )
 
 

@@ -96,7 +96,8 @@ class Gan3d:
 class Evaluation:
     """How samples are judged."""
 
-    threshold: float
+    threshold: float  # above it a voxel counts as occupied
+    other_thresholds: tuple[float, ...]  # read beside it, in rows of their own
     n_samples: int  # shapes a run draws and stores
     n_equal: int  # shapes a side in every distance
     n_draws: int  # draws without replacement behind an interval
@@ -207,6 +208,9 @@ def _check(profile: Profile, name: str) -> None:
         "data.validation must lie in (0, .5)": 0 < profile.data.validation < 0.5,
         "judge.jitter must lie in 0..3, the margin of the grids": 0 <= profile.judge.jitter <= 3,
         "evaluation.threshold must lie in (0, 1)": 0 < profile.evaluation.threshold < 1,
+        "evaluation.other_thresholds must lie in (0, 1)": all(
+            0 < t < 1 for t in profile.evaluation.other_thresholds
+        ),
         "evaluation.n_equal must be at most n_samples": profile.evaluation.n_equal
         <= profile.evaluation.n_samples,
         "gan3d.latent must be uniform or normal": profile.gan3d.latent in ("uniform", "normal"),

@@ -86,15 +86,20 @@ def to_judge(profile: config.Profile, voxels: np.ndarray, layout: str | None = N
     )
 
 
-def load_samples(run: runs.Run) -> np.ndarray:
-    """The published samples of a run, bool (N, D, D, D)."""
-    return voxel.load_voxels(run.samples / "samples.npz")
+def load_samples(run: runs.Run, threshold: float) -> np.ndarray:
+    """The published samples of a run, bool (N, D, D, D), above a threshold of its profile."""
+    return voxel.load_voxels(run.samples / runs.samples_file(threshold))
+
+
+def label(row: str, threshold: float, settings: config.Evaluation) -> str:
+    """A row's name among others; one that is read at another threshold says so."""
+    return row if threshold == settings.threshold else f"{row}, above {threshold:g}"
 
 
 def trained_runs(profile: config.Profile) -> list[runs.Run]:
     """The generative runs whose samples are in place, in order of their names."""
     folder = paths.results(profile.name) / "samples"
-    found = [p.parent.name for p in sorted(folder.glob("*/samples.npz"))]
+    found = [p.parent.name for p in sorted(folder.glob("*/run.json"))]
     return [runs.Run.parse(name) for name in found]
 
 
@@ -124,13 +129,15 @@ class Gallery:
     """All rows of a profile as a judge sees them: ``seen[row][category]``, and their grids.
 
     The references, ``real train`` and ``real test``, are rows like the others. ``packed`` holds
-    the judge's grids, bit-packed; ``runs`` names the runs behind a row.
+    the judge's grids, bit-packed; ``variants`` gives row and threshold of those rows that are read
+    at another threshold; ``runs`` names the runs behind a row.
     """
 
     profile: config.Profile
     judge: Judge
     seen: dict[str, dict[str, Seen]] = field(default_factory=dict)
     packed: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    variants: dict[str, tuple[str, float]] = field(default_factory=dict)
     runs: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, row: str, category: str, grids: np.ndarray) -> None:
@@ -151,10 +158,12 @@ def look_at_everything(profile: config.Profile, judge: Judge, progress=iter) -> 
         gallery.add("real test", category, heldout.reference(profile.data, category).voxels)
         for row, shapes in anchor_shapes(profile, category, train).items():
             gallery.add(row, category, to_judge(profile, shapes))
-    for run in judged_runs(profile):
-        row = runs.MODELS[run.model]
-        gallery.add(row, run.category, to_judge(profile, load_samples(run)))
+    for run, threshold in itertools.product(judged_runs(profile), runs.thresholds(profile)):
+        row = label(runs.MODELS[run.model], threshold, profile.evaluation)
+        gallery.add(row, run.category, to_judge(profile, load_samples(run, threshold)))
         gallery.runs.setdefault(row, []).append(run.id)
+        if threshold != profile.evaluation.threshold:
+            gallery.variants[row] = (runs.MODELS[run.model], threshold)
     return gallery
 
 
@@ -338,7 +347,11 @@ def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
     """
     trained = judged_runs(profile)
     if trained:
-        return {f"{runs.MODELS[r.model]}\n{r.category}": load_samples(r)[:n] for r in trained}
+        return {
+            f"{runs.MODELS[r.model]}\n{r.category}\nabove {t:g}": load_samples(r, t)[:n]
+            for r in trained
+            for t in runs.thresholds(profile)
+        }
     category = profile.categories[0]
     anchors = anchor_shapes(profile, category, data.load_train(profile.data))
     return {f"{row}\n{category}": shapes[:n] for row, shapes in anchors.items()}
@@ -351,14 +364,14 @@ def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:
     """
     profile = gallery.profile
     train = data.load_train(profile.data)
-    for run in judged_runs(profile):
-        row = runs.MODELS[run.model]
+    for run, threshold in itertools.product(judged_runs(profile), runs.thresholds(profile)):
+        row = label(runs.MODELS[run.model], threshold, profile.evaluation)
         features = gallery.seen[row][run.category].features[:n]
         real = gallery.seen["real train"][run.category].features
         index, distance = metrics.nearest_by_feature(features, real)
         grids = data.model_grid(train.category(run.category).voxels, profile.data.side)
         captions = [f"distance {d:.1f}" for d in distance]
-        yield f"{row} {run.category}", load_samples(run)[:n], grids[index], captions
+        yield f"{row}, {run.category}", load_samples(run, threshold)[:n], grids[index], captions
 
 
 def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, layout: str) -> dict:

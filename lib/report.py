@@ -44,12 +44,14 @@ def table(
     *,
     judge: str,
     run_ids: dict[str, list[str]] | None = None,
+    variants: dict[str, tuple[str, float]] | None = None,
 ) -> pd.DataFrame:
     """Rows of estimates as a tidy table; published cells that were not run stay, value empty.
 
     rows: dicts with row, category, metric, estimate, headline, reference, n_samples, n_reference,
-    note, and n_seeds where it is not that of the runs. run_ids: row -> the runs behind it. Raises
-    StudyError for two rows of one key.
+    note, and n_seeds where it is not that of the runs. run_ids: row -> the runs behind it.
+    variants: row -> its published name and threshold, for rows read at another threshold, which
+    are never the headline. Raises StudyError for two rows of one key.
     """
     out = []
     for found in rows:
@@ -63,6 +65,7 @@ def table(
                 "judge": judge,
                 "threshold": profile.evaluation.threshold,
                 "profile": profile.name,
+                **_variant(found["row"], variants or {}),
                 "n_seeds": found.get("n_seeds", 1 if ids else ""),
                 "run_ids": " ".join(ids),
             }
@@ -72,6 +75,21 @@ def table(
     if len(twice):
         raise StudyError(f"table {name}: two rows for {twice.iloc[0][KEY].to_dict()}")
     return _with_published(done, name, profile)
+
+
+def _variant(row: str, variants: dict[str, tuple[str, float]]) -> dict:
+    if row not in variants:
+        return {}
+    name, threshold = variants[row]
+    return {"row": name, "threshold": threshold, "headline": 0}
+
+
+def labelled(found: pd.DataFrame) -> pd.DataFrame:
+    """The table with rows of other thresholds named so, as ``3D-GAN, above 0.1``."""
+    usual = found["threshold"].astype(float).max()
+    other = found["threshold"].astype(float) != usual
+    names = found["row"].where(~other, found["row"] + ", above " + found["threshold"].astype(str))
+    return found.assign(row=names)
 
 
 def _covers(run_id: str, category: str) -> bool:
@@ -132,6 +150,7 @@ def wide(found: pd.DataFrame, metric: str, reference: str = "") -> pd.DataFrame:
     An empty cell is one that was not computed.
     """
     chosen = found[(found["metric"] == metric) & (found["reference"].isin([reference, ""]))]
+    chosen = labelled(chosen)
     if not len(chosen):
         raise StudyError(f"no rows of metric {metric!r} against {reference!r}")
     decimals = DECIMALS.get(chosen["table"].iloc[0], 3)
@@ -180,13 +199,22 @@ def tables_page(found: pd.DataFrame, profile: config.Profile) -> str:
     """The headline tables as one Markdown page."""
     parts = [f"# Tables of profile {profile.name}\n"]
     for name in [t for t in TITLES if t in set(found["table"])]:
-        rows = found[(found["table"] == name) & (found["headline"] == "1")]
         parts.append(f"## {TITLES[name]}\n")
-        for metric in rows["metric"].unique():
-            part = rows[rows["metric"] == metric]
+        for part in headline_parts(found[found["table"] == name]):
+            metric = part["metric"].iloc[0]
             parts.append(markdown(wide(part, metric, reference_of(part))))
             parts.append(_footnote(part))
     return "\n".join(parts)
+
+
+def headline_parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The cells of a table that its page shows, a part a metric: headline cells and, beside them,
+    the same metric of rows read at another threshold."""
+    first = rows[rows["headline"] == "1"]
+    return [
+        rows[(rows["metric"] == metric) & (rows["reference"].isin([reference_of(part), ""]))]
+        for metric, part in first.groupby("metric", sort=False)
+    ]
 
 
 def reference_of(rows: pd.DataFrame) -> str:
@@ -212,7 +240,8 @@ def against_anchors(found: pd.DataFrame, metric: str = "kid") -> pd.DataFrame:
 
     Lower is better. The intervals cover the choice of shapes, not another training run.
     """
-    cells = found[(found["metric"] == metric) & (found["headline"] == "1") & (found["value"] != "")]
+    cells = labelled(found[(found["metric"] == metric) & (found["value"] != "")])
+    cells = cells[cells["reference"] == "test"]
     ends = {(r.row, r.category): (r.value, r.low, r.high) for r in cells.itertuples()}
     trained = cells[cells["run_ids"] != ""]
     out = []
@@ -340,7 +369,7 @@ def readme_tables(text: str) -> str:
         if not path.is_file():
             return block.group(1) + block.group(4)
         found = pd.read_csv(path, keep_default_na=False, dtype=str)
-        rows = found[(found["table"] == name) & (found["headline"] == "1")]
+        rows = headline_parts(found[found["table"] == name])[0]
         table = markdown(wide(rows, rows["metric"].iloc[0], reference_of(rows)))
         return f"{block.group(1)}{table}\n{_footnote(rows)}{block.group(4)}"
 

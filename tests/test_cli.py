@@ -315,7 +315,7 @@ def test_prepare(capsys, workspace):
 def test_train_prints_where_the_run_lies(capsys, checkpoints):
     assert lib("train", "gan3d", "--category", "chair", "--profile", "smoke", "--quiet") == 0
     printed = capsys.readouterr().out.splitlines()[-1]
-    assert printed.endswith("/final") and (paths.WORKSPACE / printed / "samples.npz").is_file()
+    assert printed.endswith("/final") and (paths.WORKSPACE / printed / "samples-0.5.npz").is_file()
     assert lib("train", "gan3d", "--category", "chair", "--profile", "smoke") == 0
     assert capsys.readouterr().out.splitlines() == [printed]
 
@@ -326,7 +326,7 @@ def test_sample_names_shapes_by_seeds(trained, tmp_path, capsys):
     assert lib("sample", *GAN, "--out", tmp_path / "b.npz", "-n", "2", "--seed", "3") == 0
     a, b = (voxel.load_voxels(tmp_path / f"{n}.npz") for n in "ab")
     np.testing.assert_array_equal(a[3:], b)
-    stored = voxel.load_voxels(trained / "results/smoke/samples/smoke-gan3d-chair-s0/samples.npz")
+    stored = voxel.load_voxels(trained / "results/smoke/samples/smoke-gan3d-chair-s0/samples-0.5.npz")
     np.testing.assert_array_equal(a, stored[:5])
     assert lib("sample", *GAN, "--out", tmp_path / "c.npz", "-n", "5") == 0
     assert files.sha256(tmp_path / "a.npz") == files.sha256(tmp_path / "c.npz")

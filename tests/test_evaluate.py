@@ -130,20 +130,26 @@ def test_distances_of_swapped_sets_are_equal(smoke):
 
 
 def test_the_rows_of_the_gallery(gallery, smoke, smoke_chair, smoke_toilet):
-    assert list(gallery.seen) == [*evaluate.ANCHORS, "3D-GAN"]
+    assert set(gallery.seen) == {*evaluate.ANCHORS, "3D-GAN", "3D-GAN, above 0.1"}
     assert all(set(seen) == set(smoke.categories) for seen in gallery.seen.values())
-    assert gallery.runs == {"3D-GAN": [smoke_chair.id, smoke_toilet.id]}
+    assert gallery.runs == dict.fromkeys(
+        ["3D-GAN", "3D-GAN, above 0.1"], [smoke_chair.id, smoke_toilet.id]
+    )
+    assert gallery.variants == {"3D-GAN, above 0.1": ("3D-GAN", 0.1)}
 
 
 @pytest.mark.parametrize("name", ["inception", "fid", "kid", "class_probability"])
 def test_every_table_has_one_row_a_key(tables, name, smoke, judge, gallery):
-    found = report.table(name, smoke, tables[name], judge=judge.hash, run_ids=gallery.runs)
+    more = dict(run_ids=gallery.runs, variants=gallery.variants)
+    found = report.table(name, smoke, tables[name], judge=judge.hash, **more)
     assert list(found.columns) == report.COLUMNS
     assert not found.duplicated(report.KEY).any()
     assert set(found["row"]) == {*evaluate.ANCHORS, "3D-GAN"}
     values = found[["value", "low", "high"]].astype(float)
     assert (values["low"] <= values["value"]).all() and (values["value"] <= values["high"]).all()
     ours = found[found["row"] == "3D-GAN"]
+    assert set(ours["threshold"]) == {0.5, 0.1}
+    assert (ours[ours["threshold"] == 0.1]["headline"] == 0).all()
     assert (ours["run_ids"] != "").all() and (ours["n_seeds"] == 1).all()
     assert (found[found["row"] != "3D-GAN"]["run_ids"] == "").all()
 
@@ -202,25 +208,26 @@ def test_class_probability_of_real_test_shapes_is_all_of_itself(tables, judge, s
 def test_a_row_that_lacks_a_category_has_no_inception_score(gallery, smoke):
     partial = evaluate.Gallery(smoke, gallery.judge, dict(gallery.seen))
     partial.seen["3D-GAN"] = {"chair": gallery.seen["3D-GAN"]["chair"]}
-    assert "3D-GAN" not in {r["row"] for r in evaluate.inception_rows(partial)}
+    rows = {r["row"] for r in evaluate.inception_rows(partial)}
+    assert "3D-GAN" not in rows and "3D-GAN, above 0.1" in rows
     scores = [r["estimate"].value for r in evaluate.inception_rows(partial)]
-    assert all(1 <= s <= 10 for s in scores)
+    assert all(1 - 1e-9 <= s <= 10 for s in scores)
 
 
 def test_a_second_seed_changes_no_table_and_no_figure(gallery, smoke, smoke_chair, monkeypatch):
     other = dataclasses.replace(smoke_chair, seed=1)
     monkeypatch.setattr(evaluate, "trained_runs", lambda profile: [smoke_chair, other])
     assert evaluate.judged_runs(smoke) == [smoke_chair]
-    shown = evaluate.first_shapes(smoke, 2)["3D-GAN\nchair"]
-    np.testing.assert_array_equal(shown, evaluate.load_samples(smoke_chair)[:2])
-    assert len(list(evaluate.nearest_in_features(gallery, 2))) == 1
+    shown = evaluate.first_shapes(smoke, 2)["3D-GAN\nchair\nabove 0.1"]
+    np.testing.assert_array_equal(shown, evaluate.load_samples(smoke_chair, 0.1)[:2])
+    assert len(list(evaluate.nearest_in_features(gallery, 2))) == 2
 
 
 # ---------------------------------------------------------------- foreign sample files
 
 
 def test_evaluate_file(workspace, smoke, smoke_judge, smoke_chair):
-    voxels = evaluate.load_samples(smoke_chair)
+    voxels = evaluate.load_samples(smoke_chair, 0.5)
     assert voxels.shape == (16, 24, 24, 24)
     found = evaluate.evaluate_file(smoke, voxels, "chair", "tight")
     again = evaluate.evaluate_file(smoke, voxels, "chair", "tight")

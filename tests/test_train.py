@@ -343,7 +343,7 @@ def test_training_twice_gives_the_same_bytes_whatever_the_global_seed(finals, ch
 def test_other_seeds_train_other_weights(finals, checkpoints, smoke):
     other = content(train(runs.Run("smoke", "gan3d", "chair", 1), smoke))
     assert other.keys() == finals[CHAIR].keys()
-    for name in ("generator.safetensors", "discriminator.safetensors", "samples.npz"):
+    for name in ("generator.safetensors", "discriminator.safetensors", "samples-0.5.npz"):
         assert other[name] != finals[CHAIR][name]
 
 
@@ -763,8 +763,8 @@ def test_pending_runs(nothing_published, smoke):
     assert runs.complete_unpublished(smoke) == [CHAIR]
     runs.publish(CHAIR, final)
     assert runs.complete_unpublished(smoke) == [] and runs.is_published(CHAIR, smoke)
-    assert sorted(content(CHAIR.weights)) == ["discriminator.safetensors", "generator.safetensors"]
-    assert sorted(content(CHAIR.samples)) == ["log.csv", "run.json", "samples.npz"]
+    assert sorted(content(CHAIR.weights)) == ["card.md", "generator.safetensors"]
+    assert sorted(content(CHAIR.samples)) == ["log.csv", "run.json", "samples-0.1.npz", "samples-0.5.npz"]
 
 
 def test_adoption(nothing_published, smoke, params):
@@ -793,12 +793,12 @@ def test_weights_that_are_not_here(nothing_published, smoke):
 def test_samples_are_drawn_from_the_stored_weights(workspace, smoke, smoke_chair):
     networks = runs.load_networks(smoke_chair, smoke, smoke_chair.weights)
     voxels = runs.sample(smoke_chair, smoke, networks, list(range(16))) > 0.5
-    stored = files.load_npz(smoke_chair.samples / "samples.npz")
+    stored = files.load_npz(smoke_chair.samples / "samples-0.5.npz")
     np.testing.assert_array_equal(voxel.pack(voxels), stored["voxels"])
     facts = files.read_json(smoke_chair.samples / "run.json")
-    assert facts["weights"] == {
-        name: files.sha256(smoke_chair.weights / name) for name in facts["weights"]
-    }
+    assert set(facts["weights"]) == {"generator.safetensors", "discriminator.safetensors"}
+    generator = smoke_chair.weights / "generator.safetensors"
+    assert facts["weights"][generator.name] == files.sha256(generator)
     assert not {"hours", "commit", "date", "torch"} & set(facts)
     with pytest.raises(StudyError, match="judge draws no shapes"):
         runs.sample(JUDGE, smoke, {}, [0])

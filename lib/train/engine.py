@@ -76,7 +76,8 @@ class Model:
     """How a model is trained and stored; every ``lib/train/<model>.py`` defines one ``MODEL``.
 
     task(profile, split, seed, where) -> Task; build(profile) -> {name: network};
-    sample(profile, networks, seeds) -> probabilities (N, D, D, D), or None for classifiers.
+    sample(profile, networks, seeds) -> probabilities (N, D, D, D), or None for classifiers;
+    ``sampling`` names the networks that it needs, the only ones published for one category.
     ``modules`` are the model's files whose code decides what training computes.
     """
 
@@ -84,6 +85,7 @@ class Model:
     build: Callable
     modules: tuple[str, ...]
     sample: Callable | None = None
+    sampling: tuple[str, ...] = ()
 
 
 # Files that decide what training computes for every model.

@@ -133,5 +133,6 @@ MODEL = Model(
     task=_task,
     build=_build,
     sample=_sample,
+    sampling=("generator",),
     modules=("lib/models/gan3d.py", "lib/train/gan3d.py", "lib/losses.py", "lib/samplers.py"),
 )

@@ -127,7 +127,7 @@ def key(run: Run, profile: config.Profile) -> str:
     }
     if model(run.model).sample:
         parts["n_samples"] = profile.evaluation.n_samples
-        parts["threshold"] = profile.evaluation.threshold
+        parts["thresholds"] = thresholds(profile)
     if run.profile in LOCAL:
         parts["code"] = syntax_hash(run.model)
     text = json.dumps(parts, sort_keys=True)
@@ -179,13 +179,34 @@ def _finalise(
     facts = provenance(run, profile, status["seconds"], next(iter(task.networks.values())))
     started = time.monotonic()
     if model(run.model).sample:
-        networks = load_networks(run, profile, stage)
-        voxels = sample(run, profile, networks, list(range(profile.evaluation.n_samples)))
-        voxel.save_voxels(stage / "samples.npz", voxels > profile.evaluation.threshold)
+        n = draw_samples(run, profile, stage)
         if run.profile not in LOCAL:
-            facts["seconds per sample"] = round((time.monotonic() - started) / len(voxels), 4)
+            facts["seconds per sample"] = round((time.monotonic() - started) / n, 4)
     facts["weights"] = {p.name: files.sha256(p) for p in sorted(stage.glob("*.safetensors"))}
     files.write_json(stage / "run.json", facts)
+
+
+def thresholds(profile: config.Profile) -> list[float]:
+    """The thresholds at which samples are stored, the headline's first."""
+    return [profile.evaluation.threshold, *profile.evaluation.other_thresholds]
+
+
+def samples_file(threshold: float) -> str:
+    """The name of the file that holds the samples above a threshold."""
+    return f"samples-{threshold:g}.npz"
+
+
+def draw_samples(run: Run, profile: config.Profile, folder: Path) -> int:
+    """Draw a run's evaluation samples from the weights in ``folder`` and store them there.
+
+    Shape k starts from seed k. One file a threshold; returns the number of shapes.
+    """
+    networks = load_networks(run, profile, folder)
+    seeds = list(range(profile.evaluation.n_samples))
+    probabilities = sample(run, profile, networks, seeds)
+    for threshold in thresholds(profile):
+        voxel.save_voxels(folder / samples_file(threshold), probabilities > threshold)
+    return len(seeds)
 
 
 def provenance(run: Run, profile: config.Profile, seconds: float, network: torch.nn.Module) -> dict:
@@ -221,11 +242,13 @@ def _commit() -> str:
 
 
 def load_networks(run: Run, profile: config.Profile, folder: Path) -> dict[str, torch.nn.Module]:
-    """The networks of a run with the weights in ``folder``, on the profile's device."""
+    """The networks that sample a run, or all of a classifier, with the weights in ``folder``."""
     where = device.pick(profile.device)
+    networks = model(run.model).build(profile)
+    needed = model(run.model).sampling or tuple(networks)
     return {
-        name: checkpoint.load_weights(folder / f"{name}.safetensors", network).to(where)
-        for name, network in model(run.model).build(profile).items()
+        name: checkpoint.load_weights(folder / f"{name}.safetensors", networks[name]).to(where)
+        for name in needed
     }
 
 
@@ -240,10 +263,17 @@ def sample(
 
 
 def publish(run: Run, final: Path) -> None:
-    """Copy a complete run to ``results``: weights to one folder, all else to another."""
+    """Copy a complete run to ``results``: weights to one folder, all else to another.
+
+    Of a run on one category only the networks that sample are published: the store is small.
+    """
     weights = sorted(final.glob("*.safetensors"))
     rest = [f for f in sorted(final.iterdir()) if f not in weights]
-    card = model_card(run, files.read_json(final / "run.json"))
+    if sampling := model(run.model).sampling if run.category != "all" else ():
+        weights = [f for f in weights if f.stem in sampling]
+    facts = files.read_json(final / "run.json")
+    facts["weights"] = {f.name: facts["weights"][f.name] for f in weights}
+    card = model_card(run, facts)
 
     def copy(folder: Path, found: list[Path], with_card: bool) -> None:
         for file in found:
