@@ -102,6 +102,7 @@ def parser() -> Parser:
         seed,
         ("--run-seed", dict(type=int, default=0, help="seed of the training run")),
         ("-n", dict(type=int, default=1, help="number of shapes")),
+        ("--threshold", dict(type=float, help="default: that of the profile")),
         ("--out", dict(type=Path, required=True, help=".npz, .obj or .stl")),
     )
     add(
@@ -190,6 +191,8 @@ def sample(options) -> None:
         raise StudyError(f"-n must be 1 or more, not {options.n}")
     if options.seed < 0:
         raise StudyError(f"--seed must be 0 or more, not {options.seed}")
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise StudyError(f"--threshold must lie in (0, 1), not {options.threshold}")
     kind = options.out.suffix
     if kind not in (".npz", ".obj", ".stl"):
         raise StudyError(f"{options.out}: write .npz, .obj or .stl")
@@ -205,7 +208,8 @@ def sample(options) -> None:
         raise StudyError(f"-n must be at most {most} in one file, not {options.n}")
     networks = runs.load_networks(run, profile, runs.weights_folder(run, profile))
     seeds = [options.seed + k for k in range(options.n)]
-    voxels = runs.sample(run, profile, networks, seeds) > profile.evaluation.threshold
+    threshold = options.threshold or profile.evaluation.threshold
+    voxels = runs.sample(run, profile, networks, seeds) > threshold
     write = {".npz": voxel.save_voxels, ".obj": voxel.write_obj, ".stl": voxel.write_stl}[kind]
     write(options.out, voxels if kind == ".npz" else voxels[0])
     _say(

@@ -215,6 +215,10 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("fetch", "--from", "{tmp}/none"), "no such file; give a copy of modelnet10.npz"),
         (("fetch", "--from", "{tmp}/text.npz"), "this is another file or a damaged one"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "0"), "-n must be 1 or more, not 0"),
+        (
+            ("sample", *GAN, "--out", "{tmp}/x.npz", "--threshold", "1.5"),
+            "--threshold must lie in (0, 1), not 1.5",
+        ),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "-3"), "-n must be 1 or more, not -3"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "1.5"), "argument -n: invalid int value"),
         (("sample", *GAN, "--out", "{tmp}/x.npz", "-n", "900000000"), "-n must be at most 310689"),
@@ -326,7 +330,8 @@ def test_sample_names_shapes_by_seeds(trained, tmp_path, capsys):
     assert lib("sample", *GAN, "--out", tmp_path / "b.npz", "-n", "2", "--seed", "3") == 0
     a, b = (voxel.load_voxels(tmp_path / f"{n}.npz") for n in "ab")
     np.testing.assert_array_equal(a[3:], b)
-    stored = voxel.load_voxels(trained / "results/smoke/samples/smoke-gan3d-chair-s0/samples-0.5.npz")
+    folder = trained / "results/smoke/samples/smoke-gan3d-chair-s0"
+    stored = voxel.load_voxels(folder / "samples-0.5.npz")
     np.testing.assert_array_equal(a, stored[:5])
     assert lib("sample", *GAN, "--out", tmp_path / "c.npz", "-n", "5") == 0
     assert files.sha256(tmp_path / "a.npz") == files.sha256(tmp_path / "c.npz")

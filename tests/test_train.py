@@ -764,7 +764,8 @@ def test_pending_runs(nothing_published, smoke):
     runs.publish(CHAIR, final)
     assert runs.complete_unpublished(smoke) == [] and runs.is_published(CHAIR, smoke)
     assert sorted(content(CHAIR.weights)) == ["card.md", "generator.safetensors"]
-    assert sorted(content(CHAIR.samples)) == ["log.csv", "run.json", "samples-0.1.npz", "samples-0.5.npz"]
+    names = ["log.csv", "run.json", "samples-0.1.npz", "samples-0.5.npz"]
+    assert sorted(content(CHAIR.samples)) == names
 
 
 def test_adoption(nothing_published, smoke, params):
