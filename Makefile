@@ -26,7 +26,7 @@ test: setup ## run the tests
 		-p tests.notebooks notebooks
 
 repro: setup ## profile quick: the whole study from nothing, offline
-	dvc repro report@quick
+	dvc repro report@quick ablation@quick
 
 lite: setup ## profile lite: from the artifact store, then whatever is stale
 

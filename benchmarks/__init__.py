@@ -7,6 +7,7 @@ here is a test: only the values that are timed must agree, how fast they come is
 SUBJECTS = (
     "judge",
     "training",
+    "energy",
     "frechet",
     "neighbours",
     "voxeliser",

@@ -246,8 +246,11 @@ def classify(options) -> None:
         print(json.dumps({"category": best, "probabilities": probabilities}))
 
 
-def queue(options) -> None:
-    """List the runs of a profile that are not trained, or train them."""
+def queue(options) -> int | None:
+    """List the runs of a profile that are not trained, or train them.
+
+    A run that diverged is not tried again until its parameters change; the others go on.
+    """
     profile = _profile(options.profile)
     from lib.train import runs
 
@@ -258,20 +261,25 @@ def queue(options) -> None:
         for p in found:
             state = f"step {p.step}/{p.n_steps}" if p.n_steps else "not begun"
             busy = ", running elsewhere" if p.active else ""
-            print(f"{p.run.id}\t{p.minutes:.0f} min\t{state}{busy}")
+            why = f", stopped: {p.stopped}" if p.stopped else ""
+            print(f"{p.run.id}\t{p.minutes:.0f} min\t{state}{busy}{why}")
         _say(f"{len(found)} runs to train, {sum(p.minutes for p in found):.0f} minutes")
         return None
     seconds = float("inf") if options.minutes is None else options.minutes * 60
     deadline = time.monotonic() + seconds
-    done = 0
-    for p in [p for p in found if not p.active]:
+    done, failed = 0, [p for p in found if p.stopped]
+    for p in [p for p in found if not (p.active or p.stopped)]:
         if time.monotonic() >= deadline:
             break
-        done += (
-            runs.train(p.run, profile, deadline=deadline, progress=not options.quiet) is not None
-        )
-    _say(f"{done} runs completed, {len(found) - done} to go")
-    return None
+        try:
+            final = runs.train(p.run, profile, deadline=deadline, progress=not options.quiet)
+        except StudyError as error:
+            _say(f"error: {error}")
+            failed.append(p)
+        else:
+            done += final is not None
+    _say(f"{done} runs completed, {len(failed)} stopped, {len(found) - done - len(failed)} to go")
+    return 1 if failed else None
 
 
 def pack(options) -> None:

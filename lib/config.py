@@ -28,10 +28,24 @@ CATEGORIES = (
     "toilet",
 )
 
+LAYOUTS = {
+    "judge": ("contiguous", "channels_last"),
+    "gan3d": ("contiguous", "channels_last"),
+    "desnet3d": ("contiguous", "blocked"),
+    "winn3d": ("contiguous", "channels_last"),
+    "beyond": ("contiguous", "channels_last"),
+}
+
 # Values without which nothing can be computed when they are zero, negative or not finite.
 POSITIVE = {
-    "judge": ("hidden", "epochs", "batch", "lr", "halve_every"),
+    "judge": ("hidden", "epochs", "batch", "lr"),
     "gan3d": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator"),
+    "desnet3d": ("init_std", "s", "delta", "langevin_steps", "batch", "chains", "steps", "lr")
+    + ("sample_steps", "n_samples"),
+    "winn3d": ("init_std", "cascades", "iterations", "passes", "batch", "lr", "pool", "new")
+    + ("new_last", "sampler_batch", "sampler_lr", "max_steps", "n_samples"),
+    "beyond": ("init_std", "chains", "advanced", "chain_steps", "chain_lr", "floor", "start_std")
+    + ("steps", "lr", "sample_steps", "n_samples"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -59,11 +73,11 @@ class Judge:
     epochs: int
     batch: int
     lr: float
-    halve_every: int  # epochs
     momentum: float
     weight_decay: float
     jitter: int  # voxels
     turns: bool  # quarter turns about z
+    mirror: bool
     dtype: str
     layout: str
 
@@ -90,6 +104,113 @@ class Gan3d:
     label_real: float  # target of real shapes; below 1 is one-sided smoothing
     dtype: str
     layout: str
+
+
+@dataclass(frozen=True)
+class Desnet3d:
+    """Training of 3D DescriptorNet (Xie et al. 2018)."""
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    init_std: float
+    s: float  # deviation of the reference Gaussian
+    delta: float  # step of the Langevin dynamics
+    langevin_steps: int  # a learning step
+    noise_until: int  # learning steps; from then on descent without noise
+    clip: bool  # chains to the range of voxels, after every Langevin step
+    observed: int  # training shapes a learning step; 0 is all
+    batch: int  # observed shapes per batch of chains
+    chains: int  # per batch
+    steps: int  # learning steps; an epoch of the paper where observed is 0
+    lr: float
+    beta1: float
+    beta2: float
+    sample_steps: int  # Langevin steps from noise to an evaluation sample
+    n_samples: int  # shapes a run draws and stores
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Winn3d:
+    """Training of 3DWINN (Huang et al. 2019); what it leaves open after WINN (Lee et al. 2018)."""
+
+    channels: tuple[int, ...]
+    slope: float
+    norm_first: bool
+    centre: str  # train: the training shapes' mean voxel; batch: the mini-batch's
+    init_std: float
+    cascades: int
+    iterations: int  # a cascade
+    passes: int  # of the critic over the positives, an iteration
+    positives: int  # training shapes an iteration; 0 is all
+    batch: int  # half real shapes, half pseudo-negatives
+    lr: float
+    beta1: float
+    beta2: float
+    penalty: float  # lambda of the gradient penalty
+    pool: int  # pseudo-negatives before the first iteration: noise
+    new: int  # shapes synthesised an iteration; the pool grows by them
+    new_last: int  # in the last iteration of a cascade, where the next one starts
+    sampler_batch: int
+    sampler_lr: float
+    sampler_beta1: float
+    sampler_beta2: float
+    sampler_epsilon: float
+    max_steps: int
+    stop: str  # batch: when the mean of f reaches the threshold; shape: each at its own
+    sigma: float  # deviation of the Langevin noise at the first step; 0 is none
+    clip: bool  # to the range of voxels, after every step
+    snapshots: int  # last iterations whose critics draw the samples of joint-multi
+    start: str  # normal: N(0, 1) around the mean; network: images of a random network
+    n_samples: int  # shapes a run draws and stores
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Training of our own row: the network of 3DWINN with persistent, preconditioned chains."""
+
+    channels: tuple[int, ...]
+    slope: float
+    init_std: float
+    chains: int
+    advanced: int  # chains a step
+    restart: float  # share of the advanced chains that start anew
+    chain_steps: int  # a learning step
+    chain_lr: float
+    momentum: float
+    floor: float
+    sigma: float  # deviation of the noise of a chain step
+    start_std: float  # chains start at N(mean, start_std^2)
+    margin: float  # chains stay in [-margin, 1 + margin]
+    data_noise: float  # deviation of the noise on real shapes
+    steps: int
+    lr: float
+    beta1: float
+    beta2: float
+    penalty: float
+    average: float  # decay of the mean of the weights that sample
+    sample_steps: int  # chain steps from noise to an evaluation sample
+    n_samples: int  # shapes a run draws and stores
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
+
+    category: str
+    cascades: int
+    iterations: int
+    positives: int
+    pool: int
+    new: int
+    new_last: int
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +253,10 @@ class Profile:
     data: Data
     judge: Judge
     gan3d: Gan3d
+    desnet3d: Desnet3d
+    winn3d: Winn3d
+    beyond: Beyond
+    ablation: Ablation
     evaluation: Evaluation
     device: Device
     wanted: dict[str, Wanted]
@@ -224,18 +349,44 @@ def _check(profile: Profile, name: str) -> None:
         )
         == len(profile.gan3d.discriminator_channels),
         "device.threads must be 1 or more": profile.device.threads >= 1,
-        "dtype must be float32 or bfloat16": {profile.judge.dtype, profile.gan3d.dtype}
-        <= {"float32", "bfloat16"},
-        "layout must be contiguous or channels_last": {profile.judge.layout, profile.gan3d.layout}
-        <= {"contiguous", "channels_last"},
+        "winn3d.centre must be train or batch": profile.winn3d.centre in ("train", "batch"),
+        "winn3d.stop must be batch or shape": profile.winn3d.stop in ("batch", "shape"),
+        "winn3d.start must be normal or network": profile.winn3d.start in ("normal", "network"),
+        "winn3d.batch must be even": profile.winn3d.batch % 2 == 0,
+        "winn3d.snapshots must lie in 0..iterations": 0
+        <= profile.winn3d.snapshots
+        <= profile.winn3d.iterations,
+        "winn3d.positives must be 0 or more": profile.winn3d.positives >= 0,
+        "desnet3d.observed must be 0 or more": profile.desnet3d.observed >= 0,
+        "desnet3d: channels, kernels and strides must be equally many": len(
+            {len(v) for v in (profile.desnet3d.channels, profile.desnet3d.kernels)}
+            | {len(profile.desnet3d.strides)}
+        )
+        == 1,
+        "beyond.restart must lie in [0, 1]": 0 <= profile.beyond.restart <= 1,
+        "beyond.momentum must lie in [0, 1)": 0 <= profile.beyond.momentum < 1,
+        "beyond.average must lie in [0, 1)": 0 <= profile.beyond.average < 1,
+        "beyond.advanced must be at most chains": profile.beyond.advanced <= profile.beyond.chains,
     }
+    for model, layouts in LAYOUTS.items():
+        part = getattr(profile, model)
+        rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
+            "float32",
+            "bfloat16",
+        )
+        rules[f"{model}.layout must be {' or '.join(layouts)}"] = part.layout in layouts
+    for model in ("winn3d", "beyond"):
+        halvings = len(getattr(profile, model).channels) - 1
+        rules[f"{model}.channels: data.side must be halved evenly after each but the first"] = (
+            profile.data.side % 2**halvings == 0
+        )
     for part, keys in POSITIVE.items():
         for key in keys:
             value = getattr(getattr(profile, part), key)
             rules[f"{part}.{key} must be above 0"] = 0 < value < math.inf
     known = {*CATEGORIES, "all"}
     for model, wanted in profile.wanted.items():
-        rules[f"wanted.{model}: unknown model"] = model in ("judge", "gan3d")
+        rules[f"wanted.{model}: unknown model"] = model in LAYOUTS
         rules[f"wanted.{model}.categories: unknown name"] = set(wanted.categories) <= known
     rules["categories: unknown name"] = set(profile.categories) <= known
     for sentence, holds in rules.items():

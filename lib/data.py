@@ -332,7 +332,7 @@ def load_train(data: config.Data) -> Split:
 def model_grid(voxels: np.ndarray, side: int) -> np.ndarray:
     """Grids of the ModelNet layout (N, 30, 30, 30) on the grid of the generative models.
 
-    32 pads by 1 (METHODS 1.1), 24 crops the margin of 3; both lose nothing.
+    32 pads by 1, as ports of 3D ShapeNets do, 24 crops the margin of 3; both lose nothing.
     """
     if side == 24:
         return voxel.crop(voxels, 3)

@@ -57,6 +57,13 @@ def autocast(where: "torch.device", dtype: str) -> AbstractContextManager:
     return torch.autocast(where.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
 
 
+def dtype(name: str) -> "torch.dtype":
+    """``float32`` or ``bfloat16`` as torch names it."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def memory_format(layout: str) -> "torch.memory_format":
     """``channels_last`` or ``contiguous`` as torch names it for 5-D tensors."""
     import torch

@@ -21,6 +21,10 @@ from lib.train import judge as train_judge
 
 ANCHORS = ("real train", "real test", "Bernoulli", "PCA-Gaussian", "memoriser", "noise")
 REFERENCES = ("test", "train")  # the first is the headline
+# What the papers call a row of one model a category when all are pooled (Table 2 of 3DWINN).
+POOLED = {"3DWINN": "3DWINN-separate-multi"}
+# One model of all categories: its samples, and the sets that only some runs have.
+JOINT = {"samples": "joint-single", "multi": "joint-multi"}
 SIDE = 30
 
 
@@ -86,9 +90,9 @@ def to_judge(profile: config.Profile, voxels: np.ndarray, layout: str | None = N
     )
 
 
-def load_samples(run: runs.Run, threshold: float) -> np.ndarray:
+def load_samples(run: runs.Run, threshold: float, kind: str = "samples") -> np.ndarray:
     """The published samples of a run, bool (N, D, D, D), above a threshold of its profile."""
-    return voxel.load_voxels(run.samples / runs.samples_file(threshold))
+    return voxel.load_voxels(run.samples / runs.samples_file(threshold, kind))
 
 
 def label(row: str, threshold: float, settings: config.Evaluation) -> str:
@@ -103,9 +107,19 @@ def trained_runs(profile: config.Profile) -> list[runs.Run]:
     return [runs.Run.parse(name) for name in found]
 
 
+def joint_runs(profile: config.Profile) -> list[runs.Run]:
+    """The trained runs on all categories at once, the first seed."""
+    return [r for r in trained_runs(profile) if r.category == "all" and r.seed == 0]
+
+
 def judged_runs(profile: config.Profile) -> list[runs.Run]:
     """The trained runs that tables and figures show: one category each, the first seed."""
     return [r for r in trained_runs(profile) if r.category in profile.categories and r.seed == 0]
+
+
+def readings(profile: config.Profile) -> list[tuple[runs.Run, float]]:
+    """The judged runs, each with every threshold at which its samples are read."""
+    return [(r, t) for r in judged_runs(profile) for t in runs.thresholds(profile, r.model)]
 
 
 def anchor_shapes(profile: config.Profile, category: str, train: data.Split) -> dict:
@@ -129,7 +143,8 @@ class Gallery:
     """All rows of a profile as a judge sees them: ``seen[row][category]``, and their grids.
 
     The references, ``real train`` and ``real test``, are rows like the others. ``packed`` holds
-    the judge's grids, bit-packed; ``variants`` gives row and threshold of those rows that are read
+    the judge's grids, bit-packed; ``joint`` what is seen of the samples of a model of all
+    categories, which have none; ``variants`` gives row and threshold of those rows that are read
     at another threshold; ``runs`` names the runs behind a row.
     """
 
@@ -139,6 +154,7 @@ class Gallery:
     packed: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     variants: dict[str, tuple[str, float]] = field(default_factory=dict)
     runs: dict[str, list[str]] = field(default_factory=dict)
+    joint: dict[str, Seen] = field(default_factory=dict)
 
     def add(self, row: str, category: str, grids: np.ndarray) -> None:
         """Let the judge look at grids (N, 30, 30, 30) of a row."""
@@ -158,12 +174,22 @@ def look_at_everything(profile: config.Profile, judge: Judge, progress=iter) -> 
         gallery.add("real test", category, heldout.reference(profile.data, category).voxels)
         for row, shapes in anchor_shapes(profile, category, train).items():
             gallery.add(row, category, to_judge(profile, shapes))
-    for run, threshold in itertools.product(judged_runs(profile), runs.thresholds(profile)):
-        row = label(runs.MODELS[run.model], threshold, profile.evaluation)
+    for run, threshold in readings(profile):
+        title = runs.MODELS[run.model]
+        row = label(title, threshold, profile.evaluation)
         gallery.add(row, run.category, to_judge(profile, load_samples(run, threshold)))
-        gallery.runs.setdefault(row, []).append(run.id)
-        if threshold != profile.evaluation.threshold:
-            gallery.variants[row] = (runs.MODELS[run.model], threshold)
+        for name in {title, POOLED.get(title, title)}:
+            row = label(name, threshold, profile.evaluation)
+            gallery.runs.setdefault(row, []).append(run.id)
+            if threshold != profile.evaluation.threshold:
+                gallery.variants[row] = (name, threshold)
+    for run in joint_runs(profile):
+        for kind, name in JOINT.items():
+            if (run.samples / runs.samples_file(profile.evaluation.threshold, kind)).is_file():
+                shapes = load_samples(run, profile.evaluation.threshold, kind)
+                row = f"{runs.MODELS[run.model]}-{name}"
+                gallery.joint[row] = judge.see(to_judge(profile, shapes))
+                gallery.runs[row] = [run.id]
     return gallery
 
 
@@ -237,10 +263,10 @@ def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
     its interval takes that value as given.
     """
     for row, category in _cells(gallery):
-        label = config.CATEGORIES.index(category)
-        p = gallery.seen[row][category].probabilities[:, label]
-        top = gallery.seen["real test"][category].probabilities[:, label].mean()
-        found = metrics.mean_over_seeds(p)
+        column = config.CATEGORIES.index(category)
+        p = gallery.seen[row][category].probabilities[:, column]
+        top = gallery.seen["real test"][category].probabilities[:, column].mean()
+        found = metrics.student_interval(p)
         common = dict(row=row, category=category, reference="", n_samples=len(p), n_reference="")
         common["note"] = "mean over shapes, Student t interval"
         yield common | dict(metric="class probability", estimate=found, headline=1)
@@ -258,29 +284,80 @@ def inception_rows(gallery: Gallery) -> Iterable[dict]:
     for row, seen in gallery.seen.items():
         if set(seen) != set(categories):
             continue
-        sizes = [len(s.probabilities) for s in seen.values()]
-        n = min(settings.n_equal, *sizes)
-        for n_splits, headline in ((settings.n_splits, 1), (1, 0)):
-            generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
-            values = np.empty(settings.n_draws)
-            for k in range(settings.n_draws):
-                rows = [
-                    s.probabilities[generator.choice(len(s.probabilities), n, replace=False)]
-                    for s in seen.values()
-                ]
-                pooled = np.concatenate(rows)
-                values[k] = metrics.inception_score(pooled, n_splits, generator)[0]
-            yield dict(
-                row=row,
-                category="all",
-                metric="inception score" if headline else "inception score, one split",
-                estimate=Estimate.of_draws(values, whole=max(sizes) == n),
-                headline=headline,
-                reference="",
-                n_samples=n * len(categories),
-                n_reference="",
-                note=f"{n} shapes of each of {len(categories)} categories; {n_splits} splits",
-            )
+        pools = [s.probabilities for s in seen.values()]
+        n = min(settings.n_equal, *(len(pool) for pool in pools))
+        note = f"{n} shapes of each of {len(categories)} categories"
+        yield from _inception(pooled_name(row), pools, n, note, settings)
+    for row, seen in gallery.joint.items():
+        n = min(settings.n_equal * len(categories), len(seen.probabilities))
+        note = f"{n} shapes of one model of all categories"
+        yield from _inception(row, [seen.probabilities], n, note, settings)
+
+
+def _inception(
+    row: str, pools: list[np.ndarray], n: int, note: str, settings: config.Evaluation
+) -> Iterable[dict]:
+    """The score of n shapes of every pool (N, K) together, in splits and whole."""
+    for n_splits, headline in ((settings.n_splits, 1), (1, 0)):
+        generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
+        values = np.empty(settings.n_draws)
+        for k in range(settings.n_draws):
+            rows = [pool[generator.choice(len(pool), n, replace=False)] for pool in pools]
+            values[k] = metrics.inception_score(np.concatenate(rows), n_splits, generator)[0]
+        yield dict(
+            row=row,
+            category="all",
+            metric="inception score" if headline else "inception score, one split",
+            estimate=Estimate.of_draws(values, whole=max(map(len, pools)) == n),
+            headline=headline,
+            reference="",
+            n_samples=n * len(pools),
+            n_reference="",
+            note=f"{note}; {n_splits} splits",
+        )
+
+
+def category_shares(gallery: Gallery) -> dict[str, np.ndarray]:
+    """Share of each category (K,) in the judge's answers: real training shapes and joint models.
+
+    The paper trains one model on all categories and finds some of them over-represented.
+    """
+    real = np.concatenate([s.probabilities for s in gallery.seen["real train"].values()])
+    seen = {"real train": real} | {row: s.probabilities for row, s in gallery.joint.items()}
+    n = len(config.CATEGORIES)
+    return {row: np.bincount(p.argmax(1), minlength=n) / len(p) for row, p in seen.items()}
+
+
+def pooled_name(row: str) -> str:
+    """The name of a row whose categories are pooled, where the papers give it another."""
+    title, *threshold = row.split(", above ")
+    return ", above ".join([POOLED.get(title, title), *threshold])
+
+
+def cost_rows(profile: config.Profile) -> Iterable[dict]:
+    """Rows of table ``cost``: hours of training and seconds a sample of every trained run.
+
+    As measured on the device that the note names; runs of one profile may differ in it. Profiles
+    whose bytes must repeat record no hours and give no rows.
+    """
+    for run in judged_runs(profile):
+        facts = files.read_json(run.samples / "run.json")
+        for fact, metric in (
+            ("hours", "training hours"),
+            ("seconds per sample", "seconds per sample"),
+        ):
+            if fact in facts:
+                yield dict(
+                    row=runs.MODELS[run.model],
+                    category=run.category,
+                    metric=metric,
+                    estimate=Estimate(facts[fact], math.nan, math.nan),
+                    headline=1,
+                    reference="",
+                    n_samples=runs.n_samples(run, profile),
+                    n_reference="",
+                    note=facts["device"],
+                )
 
 
 def _cells(gallery: Gallery) -> list[tuple[str, str]]:
@@ -324,7 +401,7 @@ def judge_rows(profile: config.Profile) -> Iterable[dict]:
         if len(counts) == 1:
             found, note = metrics.wilson_interval(*counts[0]), "Wilson interval"
         else:
-            found = metrics.mean_over_seeds(np.array([right / n for right, _ in counts]))
+            found = metrics.student_interval(np.array([right / n for right, _ in counts]))
             note = f"mean over {len(counts)} seeds, Student t interval"
         yield dict(
             row=runs.MODELS["judge"],
@@ -350,7 +427,7 @@ def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
         return {
             f"{runs.MODELS[r.model]}\n{r.category}\nabove {t:g}": load_samples(r, t)[:n]
             for r in trained
-            for t in runs.thresholds(profile)
+            for t in runs.thresholds(profile, r.model)
         }
     category = profile.categories[0]
     anchors = anchor_shapes(profile, category, data.load_train(profile.data))
@@ -364,7 +441,7 @@ def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:
     """
     profile = gallery.profile
     train = data.load_train(profile.data)
-    for run, threshold in itertools.product(judged_runs(profile), runs.thresholds(profile)):
+    for run, threshold in readings(profile):
         row = label(runs.MODELS[run.model], threshold, profile.evaluation)
         features = gallery.seen[row][run.category].features[:n]
         real = gallery.seen["real train"][run.category].features
@@ -396,8 +473,8 @@ def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, la
     train = data.load_train(profile.data).category(category)
     real = {"train": train.voxels, "test": heldout.reference(profile.data, category).voxels}
     found = {"profile": profile.name, "category": category, "n": len(grids), "judge": judge.hash}
-    label = config.CATEGORIES.index(category)
-    found["class probability"] = metrics.class_probability(seen.probabilities, label)
+    column = config.CATEGORIES.index(category)
+    found["class probability"] = metrics.class_probability(seen.probabilities, column)
     found["mean occupancy"] = float(grids.mean())
     for reference, shapes in real.items():
         features = judge.see(shapes).features

@@ -131,6 +131,16 @@ def _check_columns(table: pd.DataFrame, columns: Sequence[str], where: str) -> N
         raise StudyError(f"{where}: the table has no rows; choose rows that exist.")
 
 
+def _checked_sets(values: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """Return labelled numbers as flat float arrays, or say which are empty or not finite."""
+    values = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
+    bad = [name for name, v in values.items() if not len(v) or not np.isfinite(v).all()]
+    if bad or not values:
+        labels = ", ".join(map(str, bad)) or "any label"
+        raise StudyError(f"{where}: empty or not finite: {labels}; leave such values out.")
+    return values
+
+
 # ---------------------------------------------------------------------------------------------
 # The static renderer
 
@@ -579,11 +589,7 @@ def histogram(values: Mapping[str, np.ndarray], *, bins=30, xlabel="", title=Non
 
     values: label -> finite numbers (N,), not empty; bins: their number, or their edges.
     """
-    values = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
-    bad = [name for name, v in values.items() if not len(v) or not np.isfinite(v).all()]
-    if bad or not values:
-        where = ", ".join(map(str, bad)) or "any label"
-        raise StudyError(f"histogram: empty or not finite: {where}; leave such values out.")
+    values = _checked_sets(values, "histogram")
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=bins)
     with quiet_style():
         figure = Picture(4.6, 2.6, layout="constrained")
@@ -621,3 +627,29 @@ def save(figure: Figure, path_without_suffix, data: pd.DataFrame | None = None) 
     for path, content in zip(paths, contents.values(), strict=True):
         write_bytes(path, content)
     return paths
+
+
+def strips(values: Mapping[str, np.ndarray], *, xlabel="", linear=None, title=None) -> Figure:
+    """Draw several sets of numbers as rows of dots, one a number, with the median of each row.
+
+    values: label -> finite numbers (N,), not empty; linear: half the width of the linear middle of
+    an axis that is logarithmic on both sides of 0, else the axis is linear.
+    """
+    values = _checked_sets(values, "strips")
+    if linear is not None and not linear > 0:
+        raise StudyError(f"strips: linear is {linear}; give a width above 0, or none.")
+    with quiet_style():
+        figure = Picture(6.2, 0.7 + 0.42 * len(values), layout="constrained")
+        axes = figure.add_subplot(xlabel=xlabel, title=title or "")
+        for row, v in enumerate(values.values()):
+            # Multiples of the golden ratio spread any number of dots evenly over the row.
+            height = row + 0.5 * (np.arange(len(v)) * 0.6180339887 % 1 - 0.5)
+            colour = PALETTE[row % len(PALETTE)]
+            axes.plot(v, height, "o", color=colour, ms=3.2, alpha=0.55, mew=0)
+            axes.plot([np.median(v)] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.4)
+        axes.set(yticks=range(len(values)), yticklabels=list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        if linear is not None:
+            axes.set_xscale("symlog", linthresh=linear)
+    return figure

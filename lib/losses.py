@@ -1,5 +1,8 @@
 """Losses of the models, as functions of what the networks return."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
@@ -22,3 +25,23 @@ def generator_loss(fake: Tensor, saturating: bool = False) -> Tensor:
 def discriminator_accuracy(real: Tensor, fake: Tensor) -> float:
     """Share of logits on the right side, real and generated counting half each."""
     return (0.5 * (real > 0).float().mean() + 0.5 * (fake <= 0).float().mean()).item()
+
+
+def wasserstein_loss(negatives: Tensor, positives: Tensor) -> Tensor:
+    """mean f(S-) - mean f(S+) of critic values (B,), which the critic lowers.
+
+    Eq. 3 of 3DWINN sums both terms over S+, where they cancel; the negatives' sum is meant (WINN).
+    """
+    return negatives.mean() - positives.mean()
+
+
+def gradient_penalty(f: Callable, positives: Tensor, negatives: Tensor, u: Tensor) -> Tensor:
+    """Mean of (|df/dx| - 1)^2 at x = u x+ + (1 - u) x-, with u (B,) in [0, 1].
+
+    The norm is over all voxels of a shape (Gulrajani et al. 2017); the result can be
+    differentiated by the critic's parameters.
+    """
+    u = u.view(-1, 1, 1, 1, 1)
+    x = torch.lerp(negatives, positives, u).requires_grad_()
+    (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()

@@ -27,6 +27,7 @@ TITLES = {
     "class_probability": "Class probability (Table 4 of 3DWINN)",
     "set_metrics": "Set metrics",
     "memorisation": "Memorisation",
+    "cost": "Cost",
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
 }
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
@@ -200,17 +201,24 @@ def tables_page(found: pd.DataFrame, profile: config.Profile) -> str:
     parts = [f"# Tables of profile {profile.name}\n"]
     for name in [t for t in TITLES if t in set(found["table"])]:
         parts.append(f"## {TITLES[name]}\n")
-        for part in headline_parts(found[found["table"] == name]):
-            metric = part["metric"].iloc[0]
-            parts.append(markdown(wide(part, metric, reference_of(part))))
-            parts.append(_footnote(part))
+        parts.append(table_page(found[found["table"] == name]))
+    return "\n".join(parts)
+
+
+def table_page(rows: pd.DataFrame) -> str:
+    """The headline metrics of one table as Markdown, one after the other; "" for no rows."""
+    parts = []
+    for part in headline_parts(rows):
+        metric = part["metric"].iloc[0]
+        parts.append(markdown(wide(part, metric, reference_of(part))))
+        parts.append(_footnote(part))
     return "\n".join(parts)
 
 
 def headline_parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The cells of a table that its page shows, a part a metric: headline cells and, beside them,
     the same metric of rows read at another threshold."""
-    first = rows[rows["headline"] == "1"]
+    first = rows[rows["headline"].astype(str) == "1"]
     return [
         rows[(rows["metric"] == metric) & (rows["reference"].isin([reference_of(part), ""]))]
         for metric, part in first.groupby("metric", sort=False)
@@ -225,6 +233,8 @@ def reference_of(rows: pd.DataFrame) -> str:
 
 def _footnote(rows: pd.DataFrame) -> str:
     run = rows[rows["value"] != ""]
+    if rows["table"].iloc[0] == "cost":
+        return f"As measured on: {', '.join(sorted(set(run['note'])))}.\n"
     against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
     sizes = sorted({int(float(n)) for n in run["n_samples"] if n})
     judges = sorted({j for j in run["judge"] if j})

@@ -24,4 +24,3 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Cells stay in order; notebooks by number, the tour at the end."""
     items.sort(key=lambda item: (item.path.stem == FIRST_LOOK, item.path.stem))
-

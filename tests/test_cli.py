@@ -120,7 +120,7 @@ def test_as_a_program(trained, tmp_path):
     ]
     done = subprocess.run(line, cwd=paths.CODE, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: no model 'vae'; choose one of judge, gan3d\n"
+    assert done.stderr == f"error: no model 'vae'; choose one of {', '.join(runs.MODELS)}\n"
 
 
 def test_an_interrupt_is_no_traceback(monkeypatch, capsys, trained):
@@ -205,7 +205,10 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("train", *GAN, "--speed", "9"), "unrecognized arguments: --speed 9"),
         (("train", *GAN, "--seed", "one"), "argument --seed: invalid int value: 'one'"),
         (("train", *GAN, "--seed", "-1"), "seed must be 0 or more, not -1"),
-        (("train", "vae", *GAN[1:]), "no model 'vae'; choose one of judge, gan3d"),
+        (
+            ("train", "vae", *GAN[1:]),
+            "no model 'vae'; choose one of judge, gan3d, desnet3d, winn3d, beyond",
+        ),
         (("train", "gan3d", "--category", "lamp", "--profile", "smoke"), "no category 'lamp'"),
         (("train", "judge", *GAN[1:]), "the judge is trained on all categories"),
         (("train", *GAN[:-1], "big"), "no profile 'big'; choose one of lite, quick, smoke, study"),
@@ -396,15 +399,18 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
     assert lib("queue", "--profile", "smoke") == 0
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 3 and "3 runs to train" in said.err
+    assert len(said.out.splitlines()) == 6 and "6 runs to train" in said.err
     assert "smoke-gan3d-chair-s0\t1 min\tnot begun" in said.out
     line = ("queue", "--profile", "smoke", "--run", "--only", "gan3d", "--quiet")
     assert lib(*line, "--minutes", "0.00001") == 0
-    assert "0 runs completed, 2 to go" in capsys.readouterr().err
+    assert "0 runs completed, 0 stopped, 2 to go" in capsys.readouterr().err
     assert lib(*line) == 0
-    assert "2 runs completed, 0 to go" in capsys.readouterr().err
+    assert "2 runs completed, 0 stopped, 0 to go" in capsys.readouterr().err
     assert lib("queue", "--profile", "smoke") == 0
-    assert capsys.readouterr().out.startswith("smoke-judge-all-s0\t")
+    left = [text.split("\t")[0] for text in capsys.readouterr().out.splitlines()]
+    assert left == [f"smoke-{m}-chair-s0" for m in ("beyond", "winn3d", "desnet3d")] + [
+        "smoke-judge-all-s0"
+    ]
 
 
 def test_pack_and_unpack(checkpoints, tmp_path, monkeypatch, capsys, smoke):

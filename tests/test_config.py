@@ -10,7 +10,17 @@ import yaml
 from lib import config, paths
 from lib.errors import StudyError
 
-SECTIONS = (config.Data, config.Judge, config.Gan3d, config.Evaluation, config.Device)
+SECTIONS = (
+    config.Data,
+    config.Judge,
+    config.Gan3d,
+    config.Desnet3d,
+    config.Winn3d,
+    config.Beyond,
+    config.Ablation,
+    config.Evaluation,
+    config.Device,
+)
 
 
 def write(params, name, change):
@@ -132,7 +142,6 @@ def test_a_file_that_is_no_text(params):
         ("judge", "layout", "rows"),
         ("judge", "epochs", 0),
         ("judge", "batch", 0),
-        ("judge", "halve_every", 0),
         ("judge", "lr", -0.1),
         ("judge", "lr", float("nan")),
         ("gan3d", "latent", "cauchy"),
@@ -144,6 +153,34 @@ def test_a_file_that_is_no_text(params):
         ("gan3d", "steps", 0),
         ("gan3d", "z_dim", 0),
         ("gan3d", "lr_generator", float("inf")),
+        ("desnet3d", "layout", "channels_last"),
+        ("desnet3d", "dtype", "float16"),
+        ("desnet3d", "observed", -1),
+        ("desnet3d", "delta", 0.0),
+        ("desnet3d", "s", 0.0),
+        ("desnet3d", "chains", 0),
+        ("desnet3d", "kernels", [6]),
+        ("desnet3d", "strides", [3, 2, 2]),
+        ("winn3d", "layout", "blocked"),
+        ("winn3d", "dtype", "half"),
+        ("winn3d", "centre", "mean"),
+        ("winn3d", "stop", "never"),
+        ("winn3d", "start", "uniform"),
+        ("winn3d", "batch", 7),
+        ("winn3d", "positives", -1),
+        ("winn3d", "cascades", 0),
+        ("winn3d", "sampler_lr", 0.0),
+        ("winn3d", "max_steps", 0),
+        ("winn3d", "channels", [4, 4, 4, 4, 4, 4, 8]),
+        ("beyond", "layout", "blocked"),
+        ("beyond", "dtype", "bf16"),
+        ("beyond", "restart", 1.1),
+        ("beyond", "restart", -0.1),
+        ("beyond", "momentum", 1.0),
+        ("beyond", "average", 1.0),
+        ("beyond", "average", -0.1),
+        ("beyond", "floor", 0.0),
+        ("beyond", "channels", [4, 4, 4, 4, 4, 4, 8]),
         ("evaluation", "threshold", 1.0),
         ("evaluation", "threshold", 0.0),
         ("evaluation", "n_equal", 17),
@@ -158,6 +195,15 @@ def test_ranges(params, section, key, value):
     assert key in message or "layers must be data.side" in message
     with pytest.raises(StudyError):
         config.with_changes(config.load("quick"), **{section: {key: value if value != 17 else 65}})
+
+
+def test_rules_of_two_parameters(params):
+    write(params, "smoke", lambda raw: raw["beyond"].update(advanced=9))
+    assert refusal("smoke") == "params/smoke.yaml: beyond.advanced must be at most chains"
+    write(
+        params, "quick", lambda raw: raw["winn3d"].update(snapshots=raw["winn3d"]["iterations"] + 1)
+    )
+    assert refusal("quick") == "params/quick.yaml: winn3d.snapshots must lie in 0..iterations"
 
 
 def test_names_of_categories_and_wanted_models(params):

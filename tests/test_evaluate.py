@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import config, data, evaluate, heldout, metrics, report
+from lib import config, data, evaluate, files, heldout, metrics, report
 from lib.errors import StudyError
 
 
@@ -278,3 +278,43 @@ def test_files_that_cannot_be_judged(workspace, smoke, smoke_judge, shape, categ
     with pytest.raises(StudyError, match=said) as error:
         evaluate.evaluate_file(smoke, np.zeros(shape, bool), category, layout)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- models of all categories
+
+
+def test_joint_models_have_inception_rows_and_shares_of_their_own(gallery, smoke):
+    joint = dataclasses.replace(gallery, joint={}, runs=dict(gallery.runs))
+    sure = np.zeros((30, 10))
+    sure[np.arange(30), np.repeat([2, 9], [20, 10])] = 1
+    joint.joint["3DWINN-joint-single"] = evaluate.Seen(np.zeros((30, 1), np.float32), sure)
+    rows = {r["row"]: r for r in evaluate.inception_rows(joint) if r["headline"]}
+    found = rows["3DWINN-joint-single"]
+    assert found["category"] == "all" and found["n_samples"] == 20
+    assert 1.5 < found["estimate"].value <= 2.0
+    shares = evaluate.category_shares(joint)
+    assert shares["3DWINN-joint-single"][[2, 9]].tolist() == [20 / 30, 10 / 30]
+    assert shares["real train"].sum() == pytest.approx(1)
+
+
+def test_pooled_rows_have_the_papers_name():
+    assert evaluate.pooled_name("3DWINN") == "3DWINN-separate-multi"
+    assert evaluate.pooled_name("3D-GAN, above 0.1") == "3D-GAN, above 0.1"
+    assert evaluate.pooled_name("3DWINN, above 0.1") == "3DWINN-separate-multi, above 0.1"
+
+
+def test_costs_are_those_that_runs_recorded(gallery, smoke, smoke_chair):
+    assert list(evaluate.cost_rows(smoke)) == []
+    path = smoke_chair.samples / "run.json"
+    facts = files.read_json(path)
+    files.write_json(path, facts | {"hours": 0.5, "seconds per sample": 0.25, "device": "a CPU"})
+    try:
+        rows = list(evaluate.cost_rows(smoke))
+    finally:
+        files.write_json(path, facts)
+    assert [(r["metric"], r["estimate"].value) for r in rows] == [
+        ("training hours", 0.5),
+        ("seconds per sample", 0.25),
+    ]
+    page = report.table_page(report.table("cost", smoke, rows, judge=""))
+    assert "0.500" in page and "As measured on: a CPU." in page

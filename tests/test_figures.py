@@ -299,6 +299,19 @@ def test_histogram_uses_common_bins_and_densities():
     np.testing.assert_allclose(fills[0].values, [1 / 3, 2 / 3, 0, 0])
 
 
+def test_strips_are_rows_of_dots_with_their_medians():
+    figure = figures.strips({"real": [0.0, 1.0, 5.0], "noise": [-90.0]}, linear=2.0)
+    (axes,) = figure.axes
+    real, middle, noise, _ = axes.lines
+    assert real.get_xdata().tolist() == [0, 1, 5] and noise.get_xdata().tolist() == [-90]
+    assert len(set(real.get_ydata())) == 3 and np.ptp(real.get_ydata()) < 0.5
+    assert middle.get_xdata().tolist() == [1, 1]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["real", "noise"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
+    assert axes.get_xscale() == "symlog"
+    assert figures.strips({"real": [0.0]}).axes[0].get_xscale() == "linear"
+
+
 # ---------------------------------------------------------------- bad input
 
 cubes = np.zeros((2, 4, 4, 4), bool)
@@ -324,6 +337,8 @@ BAD = {
     "negative count": lambda tmp: figures.confusion_matrix(-np.eye(2), ["a", "b"]),
     "nothing to count": lambda tmp: figures.histogram({"a": []}),
     "not finite": lambda tmp: figures.histogram({"a": [1.0, np.nan]}),
+    "no numbers": lambda tmp: figures.strips({"a": []}),
+    "no linear middle": lambda tmp: figures.strips({"a": [1.0]}, linear=0.0),
     "suffix given": lambda tmp: figures.save(figures.histogram({"a": [1.0]}), tmp / "a.png"),
 }
 

@@ -151,10 +151,13 @@ def test_a_classifier_has_to_look_at_the_shape(grids):
     assert by_occupancy < 0.45
 
 
-@pytest.mark.parametrize("call", [
-    lambda: shapes("lamp", 1, seed=0),
-    lambda: mesh("Chair", np.random.default_rng(0)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: shapes("lamp", 1, seed=0),
+        lambda: mesh("Chair", np.random.default_rng(0)),
+    ],
+)
 def test_unknown_category_is_refused(call):
     with pytest.raises(StudyError, match="unknown category.*choose one of bathtub"):
         call()

@@ -412,12 +412,12 @@ def test_paired_permutation_is_uniform_under_the_null():
     assert scipy.stats.kstest(ps, "uniform").pvalue > 0.001
 
 
-def test_mean_over_seeds_is_students_interval():
+def test_student_interval_is_students_interval():
     values = [0.81, 0.84, 0.79, 0.9]
     expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    value, low, high = metrics.mean_over_seeds(values)
+    value, low, high = metrics.student_interval(values)
     assert (value, low, high) == pytest.approx((np.mean(values), expected.low, expected.high))
-    value, low, high = metrics.mean_over_seeds([0.5])
+    value, low, high = metrics.student_interval([0.5])
     assert value == 0.5 and np.isnan([low, high]).all()
 
 
@@ -559,8 +559,8 @@ BAD = {
     "wilson none": lambda: metrics.wilson_interval(0, 0),
     "permutation lengths": lambda: metrics.paired_permutation_test([1, 2], [1], 9, rng()),
     "permutation none": lambda: metrics.paired_permutation_test([1], [2], 0, rng()),
-    "seeds nan": lambda: metrics.mean_over_seeds([0.5, np.nan]),
-    "seeds none": lambda: metrics.mean_over_seeds([]),
+    "seeds nan": lambda: metrics.student_interval([0.5, np.nan]),
+    "seeds none": lambda: metrics.student_interval([]),
     "bernoulli floats": lambda: metrics.bernoulli(TRAIN.astype(float), [0]),
     "bernoulli channel": lambda: metrics.bernoulli(TRAIN[:, None], [0]),
     "bernoulli none": lambda: metrics.bernoulli(TRAIN[:0], [0]),

@@ -31,8 +31,9 @@ ORDER = [
     {"samplers", "metrics", "attacks"},
     {"train"},
     {"evaluate"},
-    {"evaluate_sets"},
+    {"evaluate_sets", "energy"},
     {"figures", "report", "runner"},
+    {"ablation"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -526,9 +527,9 @@ def test_the_judge_learns_eight_shapes_by_heart(workspace, smoke):
             "widths": [16, 16, 64],
             "batch": 8,
             "epochs": 80,
-            "halve_every": 60,
             "jitter": 0,
             "turns": False,
+            "mirror": False,
         },
     ).judge
     task = judge.JudgeTask(settings, split.where(np.array(rows)), 0, CPU)
@@ -542,14 +543,14 @@ def test_the_judge_learns_eight_shapes_by_heart(workspace, smoke):
 
 def test_the_judge_keeps_the_best_weights_on_validation(workspace, smoke, monkeypatch):
     task = judge.JudgeTask(smoke.judge, data.load_train(smoke.data), 0, CPU)
-    found = iter([(0.5, 1.0), (0.5, 0.8), (0.6, 0.1), (0.5, 0.9)])
+    found = iter([(0.5, 1.0), (0.6, 0.8), (0.5, 0.9), (0.4, 0.9)])
     monkeypatch.setattr(task, "_validate", lambda: next(found))
     kept = []
     for step in range(4):
         task.step(step)
         task.monitor(step + 1)
         kept.append(next(task.network.parameters()).detach().clone())
-    assert task.counters["best_step"] == 2 and task.counters["best_error"] == 0.5
+    assert task.counters["best_step"] == 2 and task.counters["best_loss"] == 0.8
     task.finish()
     assert torch.equal(next(task.network.parameters()), kept[1])
     assert not torch.equal(kept[1], kept[3])
@@ -562,24 +563,34 @@ def test_the_judge_sees_training_shapes_only(workspace, smoke):
     np.testing.assert_array_equal(task.y, split.labels[~split.validation])
 
 
+STILL = {"jitter": 0, "turns": False, "mirror": False}
+
+
 def test_augmentation_moves_shapes_and_changes_nothing_else(workspace, smoke):
     voxels = data.load_train(smoke.data).voxels[:40]
-    moved = judge.augment(voxels, 2, True, rng.numpy_generator("augment"))
+    settings = config.with_changes(smoke, judge={"jitter": 2}).judge
+    moved = judge.augment(voxels, settings, rng.numpy_generator("augment"))
     np.testing.assert_array_equal(moved.sum((1, 2, 3)), voxels.sum((1, 2, 3)))
     assert (moved != voxels).any((1, 2, 3)).mean() > 0.9
-    again = judge.augment(voxels, 2, True, rng.numpy_generator("augment"))
+    again = judge.augment(voxels, settings, rng.numpy_generator("augment"))
     np.testing.assert_array_equal(moved, again)
-    np.testing.assert_array_equal(judge.augment(voxels, 0, False, rng.numpy_generator("a")), voxels)
+    still = config.with_changes(smoke, judge=STILL).judge
+    np.testing.assert_array_equal(judge.augment(voxels, still, rng.numpy_generator("a")), voxels)
 
 
-def test_augmentation_turns_about_the_vertical_in_all_quarters():
+def moved_voxel(smoke, **changes) -> set[tuple]:
+    """Where the one voxel (5, 3, 1) of a grid of 7 can come to lie."""
     one = np.zeros((400, 7, 7, 7), bool)
     one[:, 5, 3, 1] = True
-    turned = judge.augment(one, 0, True, rng.numpy_generator("turns"))
-    places = {tuple(p[1:]) for p in np.argwhere(turned)}
-    assert places == {(5, 3, 1), (3, 5, 1), (1, 3, 1), (3, 1, 1)}
-    shifted = judge.augment(one, 1, False, rng.numpy_generator("shifts"))
-    places = {tuple(p[1:]) for p in np.argwhere(shifted)}
+    settings = config.with_changes(smoke, judge=STILL | changes).judge
+    moved = judge.augment(one, settings, rng.numpy_generator("places"))
+    return {tuple(int(i) for i in p[1:]) for p in np.argwhere(moved)}
+
+
+def test_augmentation_turns_about_the_vertical_in_all_quarters(smoke):
+    assert moved_voxel(smoke, turns=True) == {(5, 3, 1), (3, 5, 1), (1, 3, 1), (3, 1, 1)}
+    assert moved_voxel(smoke, mirror=True) == {(5, 3, 1), (1, 3, 1)}
+    places = moved_voxel(smoke, jitter=1)
     assert len(places) == 27 and {p[2] for p in places} == {0, 1, 2}
 
 
@@ -606,7 +617,7 @@ def test_names_of_runs():
 @pytest.mark.parametrize(
     "model, category, seed, said",
     [
-        ("vae", "chair", 0, "no model 'vae'; choose one of judge, gan3d"),
+        ("vae", "chair", 0, "no model 'vae'; choose one of judge, gan3d, desnet3d, winn3d, beyond"),
         ("gan3d", "lamp", 0, "no category 'lamp'; choose one of bathtub, bed"),
         ("judge", "chair", 0, "the judge is trained on all categories"),
         ("gan3d", "chair", -1, "seed must be 0 or more, not -1"),
@@ -716,10 +727,17 @@ def test_words_do_not_make_a_recipe_stale(code):
             'self.counters["updates"] += 2',
             ["gan3d"],
         ),
-        ("losses.py", "softplus(fake).mean()", "softplus(fake).sum()", ["gan3d"]),
+        (
+            "losses.py",
+            "softplus(fake).mean()",
+            "softplus(fake).sum()",
+            ["gan3d", "winn3d", "beyond"],
+        ),
         ("models/nin3d.py", "nn.Dropout(0.5)", "nn.Dropout(0.4)", ["judge"]),
-        ("rng.py", "digest[:8]", "digest[8:16]", ["judge", "gan3d"]),
-        ("train/engine.py", "step += 1", "step += 2", ["judge", "gan3d"]),
+        ("models/desnet3d.py", "total // 2", "total // 3", ["desnet3d"]),
+        ("models/winn3d.py", "return -self(x)", "return self(x)", ["winn3d", "beyond"]),
+        ("rng.py", "digest[:8]", "digest[8:16]", list(runs.MODELS)),
+        ("train/engine.py", "step += 1", "step += 2", list(runs.MODELS)),
     ],
 )
 def test_a_change_of_training_code_is_found(code, file, old, new, stale):
@@ -731,9 +749,11 @@ def test_a_change_of_training_code_is_found(code, file, old, new, stale):
 
 def test_stamping_keeps_the_numbers_and_the_words(code, params):
     path = params / "recipes.yaml"
-    edit(path, "recipe: 1", "recipe: 7")
+    path.write_text(re.sub(r"recipe: \d+", "recipe: 7", path.read_text()))
     runs.stamp_recipes()
-    assert all(row["recipe"] == 7 for row in runs.recipes().values())
+    assert {name: row["recipe"] for name, row in runs.recipes().items()} == dict.fromkeys(
+        runs.MODELS, 7
+    )
     assert path.read_text().startswith("# recipe: raised by hand")
 
 
@@ -750,6 +770,9 @@ def test_pending_runs(nothing_published, smoke):
     assert [p.run.id for p in found] == [
         "smoke-gan3d-chair-s0",
         "smoke-gan3d-toilet-s0",
+        "smoke-beyond-chair-s0",
+        "smoke-winn3d-chair-s0",
+        "smoke-desnet3d-chair-s0",
         "smoke-judge-all-s0",
     ]
     assert all((p.step, p.n_steps, p.active) == (0, 0, False) for p in found)

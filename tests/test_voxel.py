@@ -60,8 +60,10 @@ def exact_fit(vertices, faces, side):
     longest = max(b - a for a, b in zip(lower, upper, strict=True))
     return np.array(
         [
-            [(p[k] - (lower[k] + upper[k]) / 2) * side / longest + Fraction(side, 2)
-             for k in range(3)]
+            [
+                (p[k] - (lower[k] + upper[k]) / 2) * side / longest + Fraction(side, 2)
+                for k in range(3)
+            ]
             for p in points
         ],
         dtype=object,

@@ -11,8 +11,8 @@ from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
     Estimate,
     draws_without_replacement,
-    mean_over_seeds,
     paired_permutation_test,
+    student_interval,
     wilson_interval,
 )
 from lib.metrics.kernel import kernel_distance
@@ -42,7 +42,7 @@ __all__ = [
     "inception_score",
     "iou_matrix",
     "kernel_distance",
-    "mean_over_seeds",
+    "student_interval",
     "memorisation",
     "memoriser",
     "minimum_matching_distance",

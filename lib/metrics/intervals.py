@@ -97,7 +97,7 @@ def paired_permutation_test(a, b, n_permutations, generator):
     return (1 + hits) / (1 + n_permutations)
 
 
-def mean_over_seeds(values):
+def student_interval(values):
     """Mean of one number per training seed, with its 95 % Student t interval.
 
     values: (n,), n >= 1 independent runs. Returns Estimate; one run alone has NaN ends. Covers

@@ -76,7 +76,7 @@ class Discriminator(nn.Module):
         self.head = nn.Conv3d(c_last, 1, base, bias=False)
 
     def responses(self, x: Tensor) -> list[Tensor]:
-        """The activations after each block, coarse last (METHODS: the features of the SVM)."""
+        """The activations after each block, coarse last: the features of the paper's SVM."""
         out = []
         for block in self.blocks:
             x = block(x)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import files
@@ -51,6 +51,10 @@ class Task:
 
     def finish(self) -> None:
         """Called once after the last step, before the weights are stored."""
+
+    def other_samples(self) -> dict[str, Tensor]:
+        """Sample sets beside those of the stored weights: name -> voxels (n, D, D, D) in [0, 1]."""
+        return {}
 
     def state(self) -> dict:
         """Everything that the next step depends on."""
@@ -126,7 +130,8 @@ def fit(
     ``time.monotonic``; when it passes, the state is saved and False returned. The state is also
     saved every ``checkpoint_seconds`` and, at the end of the step, on Ctrl-C and SIGTERM, which
     then raise KeyboardInterrupt.
-    Raises StudyError when a loss is no longer finite; the last good state stays.
+    Raises StudyError when a loss is no longer finite or the task says that it diverged; the last
+    good state stays, the log shows the way there and ``status.json`` the reason.
     """
     state, warning = checkpoint.load_latest(folder / "state.safetensors")
     first, rows, spent = 0, [], 0.0
@@ -176,6 +181,12 @@ def fit(
             if signals:
                 save()
                 raise KeyboardInterrupt(f"{name}: stopped at step {step}, saved")
+    except StudyError as error:
+        # The state of the last checkpoint is sound; what led here is for the reader.
+        files.write_text(folder / "log.csv", log_csv(rows))
+        stopped = {"step": step, "n_steps": task.n_steps, "seconds": 0, "stopped": str(error)}
+        files.write_json(folder / "status.json", stopped)
+        raise
     finally:
         bar.close()
         restore()

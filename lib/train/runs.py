@@ -30,7 +30,15 @@ LOCAL = ("smoke", "quick")  # profiles whose bytes must repeat: no hours, commit
 
 
 # Training modules (lib/train/<name>.py) and the name of the model's row in the tables.
-MODELS = {"judge": "3dnin_fc (judge)", "gan3d": "3D-GAN"}
+MODELS = {
+    "judge": "3dnin_fc (judge)",
+    "gan3d": "3D-GAN",
+    "desnet3d": "3D DescriptorNet",
+    "winn3d": "3DWINN",
+    "beyond": "ours (persistent chains)",
+}
+
+PROBABILITIES = ("gan3d",)  # models whose samples are probabilities
 
 
 def model(name: str) -> engine.Model:
@@ -126,8 +134,8 @@ def key(run: Run, profile: config.Profile) -> str:
         "recipe": recipes()[run.model]["recipe"],
     }
     if model(run.model).sample:
-        parts["n_samples"] = profile.evaluation.n_samples
-        parts["thresholds"] = thresholds(profile)
+        parts["n_samples"] = n_samples(run, profile)
+        parts["thresholds"] = thresholds(profile, "gan3d")
     if run.profile in LOCAL:
         parts["code"] = syntax_hash(run.model)
     text = json.dumps(parts, sort_keys=True)
@@ -182,18 +190,32 @@ def _finalise(
         n = draw_samples(run, profile, stage)
         if run.profile not in LOCAL:
             facts["seconds per sample"] = round((time.monotonic() - started) / n, 4)
+    for kind, shapes in task.other_samples().items():
+        for threshold in thresholds(profile, run.model):
+            grids = (shapes > threshold).numpy()
+            voxel.save_voxels(stage / samples_file(threshold, kind), grids)
     facts["weights"] = {p.name: files.sha256(p) for p in sorted(stage.glob("*.safetensors"))}
     files.write_json(stage / "run.json", facts)
 
 
-def thresholds(profile: config.Profile) -> list[float]:
-    """The thresholds at which samples are stored, the headline's first."""
-    return [profile.evaluation.threshold, *profile.evaluation.other_thresholds]
+def thresholds(profile: config.Profile, name: str) -> list[float]:
+    """The thresholds at which a model's samples are read, the headline's first.
+
+    The others are for occupancy probabilities. Energy-based models move voxels: between the object
+    and 0 they leave noise, which is no lower probability of being filled.
+    """
+    others = profile.evaluation.other_thresholds if name in PROBABILITIES else ()
+    return [profile.evaluation.threshold, *others]
 
 
-def samples_file(threshold: float) -> str:
-    """The name of the file that holds the samples above a threshold."""
-    return f"samples-{threshold:g}.npz"
+def n_samples(run: Run, profile: config.Profile) -> int:
+    """The shapes that a run draws: its model's own number where shapes are dear, else all."""
+    return getattr(getattr(profile, run.model), "n_samples", profile.evaluation.n_samples)
+
+
+def samples_file(threshold: float, kind: str = "samples") -> str:
+    """The name of the file that holds the samples above a threshold; a run may have other kinds."""
+    return f"{kind}-{threshold:g}.npz"
 
 
 def draw_samples(run: Run, profile: config.Profile, folder: Path) -> int:
@@ -202,9 +224,9 @@ def draw_samples(run: Run, profile: config.Profile, folder: Path) -> int:
     Shape k starts from seed k. One file a threshold; returns the number of shapes.
     """
     networks = load_networks(run, profile, folder)
-    seeds = list(range(profile.evaluation.n_samples))
+    seeds = list(range(n_samples(run, profile)))
     probabilities = sample(run, profile, networks, seeds)
-    for threshold in thresholds(profile):
+    for threshold in thresholds(profile, run.model):
         voxel.save_voxels(folder / samples_file(threshold), probabilities > threshold)
     return len(seeds)
 
@@ -216,6 +238,7 @@ def provenance(run: Run, profile: config.Profile, seconds: float, network: torch
         "key": key(run, profile),
         "recipe": recipes()[run.model]["recipe"],
         "parameters": config.section(profile, run.model),
+        "n_parameters": checkpoint.n_parameters(network),
     }
     if run.profile in LOCAL:
         return facts
@@ -292,7 +315,7 @@ def model_card(run: Run, facts: dict) -> str:
     """The card beside a run's weights, from its provenance: what, how trained, limits."""
     trained = [
         f"{name}: {facts[name]}"
-        for name in ("device", "hours", "torch", "python", "commit", "date")
+        for name in ("n_parameters", "device", "hours", "torch", "python", "commit", "date")
         if name in facts
     ]
     values = [f"| {name} | {value} |" for name, value in facts["parameters"].items()]
@@ -330,13 +353,17 @@ def wanted(profile: config.Profile) -> list[Run]:
 
 @dataclass(frozen=True)
 class Pending:
-    """A wanted run that is not complete: how far it is, and the minutes it still needs."""
+    """A wanted run that is not complete: how far it is, and the minutes it still needs.
+
+    ``stopped`` is why it diverged, or empty; it would again, until its parameters change.
+    """
 
     run: Run
     step: int
     n_steps: int
     minutes: float
     active: bool
+    stopped: str = ""
 
 
 def is_published(run: Run, profile: config.Profile) -> bool:
@@ -369,6 +396,8 @@ def _progress(run: Run, profile: config.Profile) -> Pending:
         return Pending(run, 0, 0, minutes, active)
     status = files.read_json(folder / "status.json")
     step, n_steps = status["step"], status["n_steps"]
+    if reason := status.get("stopped"):
+        return Pending(run, step, n_steps, minutes, active, reason)
     left = status["seconds"] / max(step, 1) * (n_steps - step) / 60
     return Pending(run, step, n_steps, left, active)
 
@@ -411,7 +440,9 @@ def stamp_recipes() -> None:
     results then count as stale.
     """
     stamped = recipes()
-    rows = {m: {"recipe": stamped[m]["recipe"], "syntax": syntax_hash(m)} for m in MODELS}
+    rows = {
+        m: {"recipe": stamped.get(m, {}).get("recipe", 1), "syntax": syntax_hash(m)} for m in MODELS
+    }
     head = (
         "# recipe: raised by hand when a model's training code changes what it computes; lite and\n"
         "# study runs of the model are stale from then on.\n"

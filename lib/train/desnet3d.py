@@ -1,0 +1,164 @@
+"""Training of 3D DescriptorNet (Xie et al. 2018): maximum likelihood with persistent chains."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import config, device, rng, samplers
+from lib.data import Split, model_grid
+from lib.errors import StudyError
+from lib.models import desnet3d
+from lib.train.engine import Model, Task
+from lib.train.gan3d import pairwise_iou
+
+LIMIT = 10.0  # no chain of a sound model leaves this range
+
+
+def build(desnet: config.Desnet3d, side: int) -> desnet3d.Descriptor:
+    """The network of a desnet3d section."""
+    return desnet3d.Descriptor(
+        side=side,
+        s=desnet.s,
+        channels=desnet.channels,
+        kernels=desnet.kernels,
+        strides=desnet.strides,
+        blocked=desnet.layout == "blocked",
+    )
+
+
+class Desnet3dTask(Task):
+    """One learning step: every batch of chains goes on, then one Adam step for all batches.
+
+    The gradient is that of mean f(synthesised) - mean f(observed), summed over the batches as in
+    the released code. Where ``observed`` is 0 a learning step is an epoch of the paper.
+    """
+
+    def __init__(self, desnet: config.Desnet3d, split: Split, side: int, seed: int, where):
+        self.desnet, self.seed, self.where, self.side = desnet, seed, where, side
+        self.voxels = model_grid(split.voxels[~split.validation], side)
+        self.n_steps, self.log_every = desnet.steps, max(1, min(10, desnet.steps // 4))
+        self.observed = min(desnet.observed or len(self.voxels), len(self.voxels))
+        self.n_batches = -(-self.observed // desnet.batch)
+        network = build(desnet, side)
+        stream = rng.torch_generator(seed, "desnet3d", "weights")
+        desnet3d.initialise(network, desnet.init_std, stream)
+        network.mean.fill_(float(self.voxels.mean()))
+        self.network = network.to(where)
+        self.networks = {"descriptor": self.network}
+        adam = torch.optim.Adam(network.parameters(), desnet.lr, (desnet.beta1, desnet.beta2))
+        self.optimizers = {"descriptor": adam}
+        seeds = [(seed, "chain", k) for k in range(self.n_batches * desnet.chains)]
+        self.counters, self.buffers = {}, {"chains": start(network, seeds)}
+
+    def step(self, step: int) -> dict[str, float]:
+        desnet, network = self.desnet, self.network
+        self.optimizers["descriptor"].zero_grad()
+        found = []
+        for k in range(self.n_batches):
+            x = self._advance(step, k)
+            rows = self._observed_rows(step, k)
+            observed = torch.from_numpy(self.voxels[rows][:, None]).to(self.where, torch.float32)
+            with device.autocast(self.where, desnet.dtype):
+                f_chains, f_observed = network(x).float().mean(), network(observed).float().mean()
+            (f_chains - f_observed).backward()
+            found.append(
+                (f_chains.item(), f_observed.item(), (x - network.mean).abs().max().item())
+            )
+        self.optimizers["descriptor"].step()
+        f_chains, f_observed, reach = (float(v) for v in np.mean(found, axis=0))
+        if not reach < LIMIT:
+            raise StudyError(
+                f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
+                "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
+            )
+        return {"f_chains": f_chains, "f_observed": f_observed, "reach": reach}
+
+    def _advance(self, step: int, k: int) -> Tensor:
+        """The chains of batch k, ``langevin_steps`` further."""
+        desnet, chains = self.desnet, self.buffers["chains"]
+        part = slice(k * desnet.chains, (k + 1) * desnet.chains)
+        noise = rng.torch_generator(self.seed, "desnet3d", "langevin", step, k)
+        x = chains[part].to(self.where)
+        x = run_chains(
+            desnet,
+            self.network,
+            x,
+            steps=desnet.langevin_steps,
+            noise=(lambda: torch.randn(x.shape, generator=noise).to(self.where))
+            if step < desnet.noise_until
+            else None,
+        )
+        chains[part] = x.cpu()
+        return x
+
+    def _observed_rows(self, step: int, k: int) -> np.ndarray:
+        """Fixed pairs of batch and chains where all shapes are observed, else random batches."""
+        batch = self.desnet.batch
+        if self.observed == len(self.voxels):
+            return np.arange(k * batch, min((k + 1) * batch, len(self.voxels)))
+        return rng.batch_indices(
+            step * self.n_batches + k, batch, len(self.voxels), self.seed, "desnet3d"
+        )
+
+    def monitor(self, step: int) -> dict[str, float]:
+        """Occupied share and likeness (mean pairwise IoU) of chains above .5."""
+        grids = (self.buffers["chains"][:64] > 0.5).flatten(1).float().numpy()
+        return {"occupancy": float(grids.mean()), "likeness": pairwise_iou(grids)}
+
+
+def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
+    """N(0, I) around the mean voxel, (n, 1, D, D, D), one named stream a chain."""
+    noise = [samplers.gaussian_noise(network.side, rng.torch_generator("start", *s)) for s in seeds]
+    return torch.stack(noise) + network.mean.cpu()
+
+
+def run_chains(desnet: config.Desnet3d, network, x: Tensor, *, steps: int, noise) -> Tensor:
+    """Langevin dynamics of voxels x (B, 1, D, D, D) on the network's energy."""
+    box = (0.0, 1.0) if desnet.clip else None
+    with (
+        samplers.frozen(network),
+        device.autocast(x.device, desnet.dtype),
+    ):
+        return samplers.langevin(
+            network.energy, x, delta=desnet.delta, steps=steps, noise=noise, box=box
+        )
+
+
+def sample_chains(
+    desnet: config.Desnet3d, network: desnet3d.Descriptor, seeds: list[int], steps: int
+) -> np.ndarray:
+    """Voxels (n, D, D, D) after ``steps`` Langevin steps from noise, one chain a seed.
+
+    With noise while the model was trained with it to the end, else without.
+    """
+    noisy = desnet.steps <= desnet.noise_until
+
+    def draw(chunk: list[int]) -> np.ndarray:
+        x = start(network, [(s,) for s in chunk]).to(network.mean.device)
+        keys = [("desnet3d", "sample", s) for s in chunk]
+        noise = samplers.SeededNoise(keys, network.side, x.device)
+        x = run_chains(desnet, network, x, steps=steps, noise=noise if noisy else None)
+        return x[:, 0].float().cpu().numpy()
+
+    return samplers.in_batches(draw, seeds)
+
+
+def _task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Desnet3dTask:
+    return Desnet3dTask(profile.desnet3d, split, profile.data.side, seed, where)
+
+
+def _build(profile: config.Profile) -> dict[str, torch.nn.Module]:
+    return {"descriptor": build(profile.desnet3d, profile.data.side)}
+
+
+def _sample(profile: config.Profile, networks: dict, seeds: list[int]) -> np.ndarray:
+    desnet = profile.desnet3d
+    return sample_chains(desnet, networks["descriptor"], seeds, desnet.sample_steps)
+
+
+MODEL = Model(
+    task=_task,
+    build=_build,
+    sample=_sample,
+    modules=("lib/models/desnet3d.py", "lib/train/desnet3d.py", "lib/samplers.py"),
+)

@@ -1,0 +1,35 @@
+"""Ablations: one budget, one difference, and a divergence that is told rather than hidden."""
+
+import pytest
+
+from lib import ablation, paths
+from lib.train import winn3d
+
+
+def test_readings_share_everything_but_what_they_name(workspace, smoke):
+    log, shapes = ablation.compare(smoke, {"first": {}, "again": {}, "other": {"slope": 0.3}})
+    curves = {name: rows.drop(columns="reading") for name, rows in log.groupby("reading")}
+    assert len(curves["first"]) == smoke.ablation.iterations
+    assert curves["first"].reset_index(drop=True).equals(curves["again"].reset_index(drop=True))
+    assert (curves["first"]["f_real"].values != curves["other"]["f_real"].values).all()
+    assert (shapes["first"] == shapes["again"]).all()
+    assert shapes["first"].shape == (smoke.ablation.new, 24, 24, 24)
+
+
+def test_a_reading_that_diverges_says_why_and_the_others_go_on(workspace, smoke, monkeypatch):
+    monkeypatch.setattr(winn3d, "LIMIT", 1e-9)
+    log, _ = ablation.compare(smoke, {"wild": {"init_std": 0.5}})
+    assert "the critic diverged: f_" in log["diverged"].iloc[-1]
+    assert len(log) == 1 and log["gap"].isna().all()
+
+
+def test_pictures_are_written(workspace, smoke):
+    log, shapes = ablation.compare(smoke, {"first": {}, "other": {"clip": False}})
+    assert len(ablation.pictures(log, shapes, paths.results("smoke") / "ablation/clip")) == 2
+    folder = paths.results("smoke") / "ablation"
+    assert {p.name for p in folder.iterdir()} == {"clip-curves.png", "clip-shapes.png"}
+
+
+def test_an_unknown_key_is_refused(workspace, smoke):
+    with pytest.raises(ablation.StudyError, match="winn3d has no parameter slop"):
+        ablation.compare(smoke, {"typo": {"slop": 0.3}})
