@@ -7,7 +7,13 @@ from benchmarks import harness
 from lib import config, files, paths
 
 # Names in the comment of params/quick.yaml for the models.
-WORDS = {"judge": "judge", "gan3d": "3D-GAN"}
+WORDS = {
+    "judge": "judge",
+    "gan3d": "3D-GAN",
+    "desnet3d": "DescriptorNet",
+    "winn3d": "3DWINN",
+    "beyond": "our own",
+}
 
 
 def allotted(text: str) -> dict[str, float]:

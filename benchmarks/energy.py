@@ -22,8 +22,6 @@ SPREAD = {"critic": 0.02, "descriptor": 0.06}
 # norm. bfloat16 has 8 bits, and 3DWINN's kinks and Adam's near-signs enlarge what it loses.
 WAY = {"climb": 0.1, "descend": 0.03}
 GRADIENT = 0.06
-# 24 can be halved three times only; the last block is one part in 25 of the arithmetic.
-BLOCKS = {16: winn3d.TABLE_1[:4], 24: winn3d.TABLE_1[:4], 32: winn3d.TABLE_1}
 
 
 class PlainCritic(winn3d.Critic):
@@ -37,10 +35,22 @@ class PlainCritic(winn3d.Critic):
         return x.flatten(1)
 
 
+def section(model: str, side: int) -> config.Winn3d | config.Desnet3d:
+    """The section of lite, of smoke below 16^3; both in the type and layout of lite.
+
+    3DWINN goes without Table 1's last block below 32^3, for 24 can be halved three times only.
+    """
+    lite = getattr(config.load("lite"), model)
+    source = lite if side >= 16 else getattr(config.load("smoke"), model)
+    channels = source.channels[:4] if model == "winn3d" and side < 32 else source.channels
+    return dataclasses.replace(source, channels=channels, dtype=lite.dtype, layout=lite.layout)
+
+
 def critic(kind: type[winn3d.Critic], side: int, layout: str) -> winn3d.Critic:
     """Random weights, the same ones for every kind and layout of a side."""
-    network = kind(side=side, channels=BLOCKS[side])
-    winn3d.initialise(network, SPREAD["critic"], rng.torch_generator(0, "benchmark", "critic"))
+    network = kind(side=side, channels=section("winn3d", side).channels)
+    draw = rng.torch_generator(0, "benchmark", "critic")
+    winn3d.initialise(network, SPREAD["critic"], draw)
     network.mean.fill_(0.1)
     return network.to(memory_format=device.memory_format(layout))
 
@@ -52,8 +62,8 @@ def noise(side: int, batch: int) -> Tensor:
 
 
 def climb(side: int, batch: int, plain: bool) -> Callable[[], Tensor]:
-    """``CLIMB`` Adam steps of lite's sampler; plain is the loop one would write first."""
-    winn, x = config.load("lite").winn3d, noise(side, batch)
+    """``CLIMB`` Adam steps of the sampler; plain is the loop one would write first."""
+    winn, x = section("winn3d", side), noise(side, batch)
     if not plain:
         network = critic(winn3d.Critic, side, winn.layout)
         never = torch.full((batch,), math.inf)
@@ -82,7 +92,7 @@ def update(side: int, batch: int, fused: bool, dtype: str) -> Callable[[], Tenso
     """
     layout = "channels_last" if dtype == "bfloat16" else "contiguous"
     network = critic(winn3d.Critic if fused else PlainCritic, side, layout)
-    weight, negatives = config.load("lite").winn3d.penalty, noise(side, batch)
+    weight, negatives = section("winn3d", side).penalty, noise(side, batch)
     draw = rng.torch_generator(0, "benchmark", "real")
     real = (torch.rand(negatives.shape, generator=draw) < 0.1).float()
     u = torch.rand(batch, generator=draw)
@@ -100,7 +110,7 @@ def update(side: int, batch: int, fused: bool, dtype: str) -> Callable[[], Tenso
 
 def descend(side: int, batch: int, plain: bool) -> Callable[[], Tensor]:
     """``DESCENT`` Langevin steps of DescriptorNet; without noise, which would hide differences."""
-    desnet, x = config.load("lite").desnet3d, noise(side, batch)
+    desnet, x = section("desnet3d", side), noise(side, batch)
     if plain:
         desnet = dataclasses.replace(desnet, dtype="float32", layout="contiguous")
     network = train_desnet3d.build(desnet, side)

@@ -366,7 +366,21 @@ def _check(profile: Profile, name: str) -> None:
         "beyond.restart must lie in [0, 1]": 0 <= profile.beyond.restart <= 1,
         "beyond.momentum must lie in [0, 1)": 0 <= profile.beyond.momentum < 1,
         "beyond.average must lie in [0, 1)": 0 <= profile.beyond.average < 1,
-        "beyond.advanced must be at most chains": profile.beyond.advanced <= profile.beyond.chains,
+        "beyond.chains must be a multiple of advanced": profile.beyond.chains
+        % max(profile.beyond.advanced, 1)
+        == 0,
+        "beyond.chains must be 2 or more": profile.beyond.chains >= 2,
+        "desnet3d.chains must be 2 or more": profile.desnet3d.chains >= 2,
+        "winn3d.new must be 2 or more": profile.winn3d.new >= 2,
+        "winn3d.new_last must be 2 or more": profile.winn3d.new_last >= 2,
+        "winn3d.snapshots must be at most n_samples": profile.winn3d.snapshots
+        <= profile.winn3d.n_samples,
+        "winn3d.sampler_beta1 must lie in [0, 1)": 0 <= profile.winn3d.sampler_beta1 < 1,
+        "winn3d.sampler_beta2 must lie in [0, 1)": 0 <= profile.winn3d.sampler_beta2 < 1,
+        "desnet3d.kernels and strides must be 1 or more": min(
+            (*profile.desnet3d.kernels, *profile.desnet3d.strides), default=0
+        )
+        >= 1,
     }
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
@@ -375,6 +389,9 @@ def _check(profile: Profile, name: str) -> None:
             "bfloat16",
         )
         rules[f"{model}.layout must be {' or '.join(layouts)}"] = part.layout in layouts
+    for model in ("desnet3d", "winn3d", "beyond"):
+        channels = getattr(profile, model).channels
+        rules[f"{model}.channels must be 1 or more"] = min(channels, default=0) >= 1
     for model in ("winn3d", "beyond"):
         halvings = len(getattr(profile, model).channels) - 1
         rules[f"{model}.channels: data.side must be halved evenly after each but the first"] = (

@@ -155,8 +155,8 @@ def adam_ascent(
 
     thresholds (B,): ``stop="batch"`` ends all shapes when the mean of f reaches the mean threshold
     (WINN); ``stop="shape"`` ends each at its own, so a shape does not depend on its batch.
-    sigma: deviation of Langevin noise at the first step, annealed to 0 at ``max_steps``; ``noise``
-    gives N(0, I) for the rows (indices into x) that still move.
+    sigma: deviation of Langevin noise, annealed in a line from the start to 0 at ``max_steps``;
+    ``noise`` gives N(0, I) for the rows (indices into x) that still move.
     Returns the shapes, clipped to ``box`` after every step, and the steps each took (B,).
     """
     out, taken = x.clone(), torch.zeros(len(x), dtype=torch.long)
@@ -212,6 +212,6 @@ def preconditioned_langevin(
     for _ in range(steps):
         _, gradient = input_gradient(energy, x)
         m.lerp_(gradient, 1 - momentum)
-        scale = torch.maximum(gradient.abs_(), m.abs().mul_(floor)).clamp_(min=TINY)
+        scale = torch.maximum(gradient.abs(), m.abs().mul_(floor)).clamp_(min=TINY)
         x = x.addcdiv(m, scale, value=-lr).add_(noise(), alpha=sigma).clamp_(*box)
     return x

@@ -199,7 +199,7 @@ def test_ranges(params, section, key, value):
 
 def test_rules_of_two_parameters(params):
     write(params, "smoke", lambda raw: raw["beyond"].update(advanced=9))
-    assert refusal("smoke") == "params/smoke.yaml: beyond.advanced must be at most chains"
+    assert refusal("smoke") == "params/smoke.yaml: beyond.chains must be a multiple of advanced"
     write(
         params, "quick", lambda raw: raw["winn3d"].update(snapshots=raw["winn3d"]["iterations"] + 1)
     )

@@ -202,9 +202,9 @@ def test_divergence_is_one_line_and_keeps_the_state(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2e6])
 def test_a_critic_that_runs_away_is_stopped(value):
-    winn3d.guard({"f_real": 9e5, "f_pool": -9e5})
+    winn3d.guard({"f_real": 9e5, "f_pool": -9e5}, "winn3d")
     with pytest.raises(StudyError, match="the critic diverged: f_pool is"):
-        winn3d.guard({"f_real": 0.0, "f_pool": value})
+        winn3d.guard({"f_real": 0.0, "f_pool": value}, "winn3d")
 
 
 # ---------------------------------------------------------------- 3DWINN

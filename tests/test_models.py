@@ -160,7 +160,7 @@ def test_where_normalisation_stands():
     assert normalised(first.blocks) == [1, 1, 1, 1]
     for norm_first in (True, False):
         norms = winn3d.Critic(**CRITICS[24], norm_first=norm_first).norms
-        assert [isinstance(n, torch.nn.GroupNorm) for n in norms] == [norm_first, 1, 1, 1]
+        assert [getattr(n, "num_groups", 0) for n in norms] == [norm_first, 1, 1, 1]
     assert isinstance(generator_of(GAN24).layers[-1], torch.nn.ConvTranspose3d)
 
 
@@ -390,11 +390,11 @@ def test_the_two_readings_of_the_mean():
         torch.testing.assert_close(climber(x), by_batch(x), rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- the critic and its climber
+# ---------------------------------------------------------------- climbing a critic
 
 
 def by_modules(critic, x):
-    """f of a critic from torch's own layers: convolution, layer norm, leaky ReLU, mean of octants."""
+    """f of a critic from torch's own layers, in the order of Table 1."""
     x = x - critic.mean
     for i, (layer, norm) in enumerate(zip(critic.convolutions, critic.norms, strict=True)):
         x = layer(x)
@@ -405,74 +405,17 @@ def by_modules(critic, x):
     return (x.flatten(1) * critic.head.weight).sum(1) + critic.head.bias
 
 
-def relative_error(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-@pytest.mark.parametrize("side", [24, 32])
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_the_critic_is_that_of_the_table(side, norm_first):
-    """Values and gradients, those of the gradient penalty too, against torch's own layers."""
-    critic = critic_of(side, norm_first=norm_first).double()
-    positives, negatives = voxels_of(4, side, dtype=torch.float64).chunk(2)
-    u, parameters = torch.tensor([0.2, 0.9], dtype=torch.float64), dict(critic.named_parameters())
-    found, values = [], []
-    for f in (critic, lambda x: by_modules(critic, x)):
-        values.append(f(positives))
-        loss = values[-1].square().sum() + losses.gradient_penalty(f, positives, negatives, u)
-        found.append(torch.autograd.grad(loss, parameters.values()))
-    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-9)
-    for name, a, b in zip(parameters, *found, strict=True):
-        assert relative_error(a, b) < 1e-9, name
-
-
-def test_the_critic_learns_alike_in_half_precision():
-    critic, cpu, u = critic_of(), torch.device("cpu"), torch.tensor([0.2, 0.9])
-    positives, negatives = voxels_of(4, 24).chunk(2)
-    found = []
-    for dtype in ("bfloat16", "float32"):
-        with device.autocast(cpu, dtype):
-            penalty = losses.gradient_penalty(critic, positives, negatives, u)
-            loss = losses.wasserstein_loss(critic(negatives).float(), critic(positives).float())
-        gradients = torch.autograd.grad(loss + 10 * penalty, [*critic.parameters()][:-1])
-        found.append(torch.cat([g.float().flatten() for g in gradients]))
-    assert functional.cosine_similarity(*found, dim=0) > 0.99
-
-
-@pytest.mark.parametrize("pool", [False, True])
-def test_the_fused_block_in_double_precision(pool):
-    noise = rng.torch_generator("fused", pool)
-    y = torch.randn(2, 3, 2, 4, 2, generator=noise, dtype=torch.float64)
-    y = y.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    weight, bias = torch.randn(2, 3, generator=noise, dtype=torch.float64).requires_grad_()
-
-    def fused(y, weight, bias):
-        return winn3d.NormActivatePool.apply(y, weight, bias, 0.2, pool, 1e-5)
-
-    plain = functional.leaky_relu(functional.group_norm(y, 1, weight, bias, 1e-5), 0.2)
-    plain = functional.avg_pool3d(plain, 2) if pool else plain
-    torch.testing.assert_close(fused(y, weight, bias), plain, rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(fused, (y, weight, bias))
-    assert torch.autograd.gradgradcheck(fused, (y, weight, bias))
-
-
-def test_the_fused_block_refuses_another_layout():
-    with pytest.raises(ValueError, match="channels last"):
-        y = torch.rand(1, 2, 2, 2, 2)
-        winn3d.NormActivatePool.apply(y, torch.ones(2), torch.zeros(2), 0.2, True, 1e-5)
-
-
 @pytest.mark.parametrize("side", [24, 32])
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 0.01), (torch.float64, 1e-9)])
-def test_the_climber_is_the_critic(side, norm_first, dtype, tolerance):
+def test_the_climber_is_the_critic_of_the_table(side, norm_first, dtype, tolerance):
     """In single precision a unit near 0 may fall on the other side; in double none does."""
     critic, x = critic_of(side, norm_first=norm_first).to(dtype), voxels_of(3, side, dtype=dtype)
     f, gradient = samplers.input_gradient(winn3d.Climber(critic, dtype), x)
     f_plain, gradient_plain = samplers.input_gradient(lambda x: by_modules(critic, x), x)
     torch.testing.assert_close(f, f_plain, rtol=1e-4, atol=1e-4)
-    for a, b in zip(gradient, gradient_plain, strict=True):
-        assert relative_error(a, b) < tolerance
+    error = (gradient - gradient_plain).flatten(1).norm(dim=1)
+    assert (error < tolerance * gradient_plain.flatten(1).norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

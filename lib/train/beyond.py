@@ -82,7 +82,7 @@ class BeyondTask(Task):
         self.optimizers["critic"].step()
         self._average(step)
         found = {"f_real": f_real.mean().item(), "f_chains": f_chains.mean().item()}
-        guard(found)
+        guard(found, "beyond")
         return found | {"penalty": penalty.item()}
 
     def _advance(self, step: int, noise: torch.Generator) -> Tensor:

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from lib import config, device, rng, samplers
 from lib.data import Split, model_grid
-from lib.errors import StudyError
 from lib.models import desnet3d
-from lib.train.engine import Model, Task
+from lib.train.engine import Diverged, Model, Task
 from lib.train.gan3d import pairwise_iou
 
 LIMIT = 10.0  # no chain of a sound model leaves this range
@@ -65,9 +64,10 @@ class Desnet3dTask(Task):
                 (f_chains.item(), f_observed.item(), (x - network.mean).abs().max().item())
             )
         self.optimizers["descriptor"].step()
-        f_chains, f_observed, reach = (float(v) for v in np.mean(found, axis=0))
+        f_chains, f_observed = (float(v) for v in np.mean(found, axis=0)[:2])
+        reach = max(largest for *_, largest in found)
         if not reach < LIMIT:
-            raise StudyError(
+            raise Diverged(
                 f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
                 "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
             )

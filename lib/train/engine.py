@@ -27,6 +27,10 @@ from lib.errors import StudyError
 from lib.train import checkpoint
 
 
+class Diverged(StudyError):
+    """A run left the range in which it can learn; it would again, until its parameters change."""
+
+
 class Task:
     """A model in training: networks, optimizers, counters, and one step.
 
@@ -130,7 +134,7 @@ def fit(
     ``time.monotonic``; when it passes, the state is saved and False returned. The state is also
     saved every ``checkpoint_seconds`` and, at the end of the step, on Ctrl-C and SIGTERM, which
     then raise KeyboardInterrupt.
-    Raises StudyError when a loss is no longer finite or the task says that it diverged; the last
+    Raises Diverged when a loss is no longer finite or the task says so; the last
     good state stays, the log shows the way there and ``status.json`` the reason.
     """
     state, warning = checkpoint.load_latest(folder / "state.safetensors")
@@ -181,7 +185,7 @@ def fit(
             if signals:
                 save()
                 raise KeyboardInterrupt(f"{name}: stopped at step {step}, saved")
-    except StudyError as error:
+    except Diverged as error:
         # The state of the last checkpoint is sound; what led here is for the reader.
         files.write_text(folder / "log.csv", log_csv(rows))
         stopped = {"step": step, "n_steps": task.n_steps, "seconds": 0, "stopped": str(error)}
@@ -212,7 +216,7 @@ def _deferred_signals() -> tuple[list[int], Callable[[], None]]:
 def _guard(logged: dict, name: str, step: int) -> None:
     for key, value in logged.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise StudyError(
+            raise Diverged(
                 f"{name}: {key} became {value} at step {step}; the last checkpoint is kept. Lower "
                 "the learning rate or change the seed in params"
             )

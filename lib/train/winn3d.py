@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lib import config, device, losses, rng, samplers
 from lib.data import Split, model_grid
-from lib.errors import StudyError
 from lib.models import winn3d
-from lib.train.engine import Model, Task
+from lib.train.engine import Diverged, Model, Task
 from lib.train.gan3d import pairwise_iou
 
 LIMIT = 1e6  # a critic whose values pass it has diverged
@@ -149,7 +148,7 @@ class Winn3dTask(Task):
         loss.backward()
         self.optimizers["critic"].step()
         found = {"f_real": f_real.mean().item(), "f_pool": f_pool.mean().item()}
-        guard(found)
+        guard(found, "winn3d")
         return found | {"penalty": penalty.item()}
 
     def _synthesise(self, step: int, cascade: int, quota: int) -> tuple[Tensor, Tensor]:
@@ -215,13 +214,13 @@ class Winn3dTask(Task):
         return x.to(self.where).contiguous(memory_format=self.layout)
 
 
-def guard(values: dict[str, float]) -> None:
+def guard(values: dict[str, float], section: str) -> None:
     """Stop a critic that runs away, long before it overflows."""
     for name, value in values.items():
         if not abs(value) < LIMIT:
-            raise StudyError(
+            raise Diverged(
                 f"the critic diverged: {name} is {value:.3g}; the last checkpoint is kept. Raise "
-                "winn3d.penalty or lower winn3d.lr in params"
+                f"{section}.penalty or lower {section}.lr in params"
             )
 
 
@@ -247,7 +246,7 @@ def sample_cascade(
     """Shapes (n, D, D, D) from noise through all critics in order, and the steps of each (n, C).
 
     A shape's start and thresholds are named by its seed, and it stops by itself, so it does not
-    depend on the batch. ``max_steps`` cuts every climb short, to look at the way there.
+    depend on the batch, unless ``centre`` is the batch mean. ``max_steps`` cuts every climb short.
     """
     steps = []
 
