@@ -153,10 +153,12 @@ MODEL = Model(
     sample=_sample,
     sampling=("average",),
     modules=(
-        "lib/models/winn3d.py",
-        "lib/train/beyond.py",
-        "lib/train/winn3d.py",
         "lib/losses.py",
+        "lib/models/gan3d.py",
+        "lib/models/winn3d.py",
         "lib/samplers.py",
+        "lib/train/beyond.py",
+        "lib/train/gan3d.py",
+        "lib/train/winn3d.py",
     ),
 )

@@ -160,5 +160,12 @@ MODEL = Model(
     task=_task,
     build=_build,
     sample=_sample,
-    modules=("lib/models/desnet3d.py", "lib/train/desnet3d.py", "lib/samplers.py"),
+    modules=(
+        "lib/losses.py",
+        "lib/models/desnet3d.py",
+        "lib/models/gan3d.py",
+        "lib/samplers.py",
+        "lib/train/desnet3d.py",
+        "lib/train/gan3d.py",
+    ),
 )

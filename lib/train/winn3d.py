@@ -288,9 +288,11 @@ MODEL = Model(
     build=_build,
     sample=_sample,
     modules=(
-        "lib/models/winn3d.py",
-        "lib/train/winn3d.py",
         "lib/losses.py",
+        "lib/models/gan3d.py",
+        "lib/models/winn3d.py",
         "lib/samplers.py",
+        "lib/train/gan3d.py",
+        "lib/train/winn3d.py",
     ),
 )
