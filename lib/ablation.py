@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from lib import config, data, device, figures, paths
-from lib.errors import StudyError
 from lib.train import engine, runs, winn3d
 
 
@@ -55,7 +54,7 @@ def _train(profile: config.Profile, changes: dict, seed: int) -> tuple[pd.DataFr
     with engine.lock(folder):
         try:
             engine.fit(task, folder, name=", ".join(map(str, changes.items())) or "as run")
-        except StudyError as error:
+        except engine.Diverged as error:
             reason = str(error)
     log = _log(folder).assign(diverged=reason)
     log["gap"] = log["f_real"] - log["f_pool"]

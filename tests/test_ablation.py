@@ -3,6 +3,7 @@
 import pytest
 
 from lib import ablation, paths
+from lib.errors import StudyError
 from lib.train import winn3d
 
 
@@ -31,5 +32,5 @@ def test_pictures_are_written(workspace, smoke):
 
 
 def test_an_unknown_key_is_refused(workspace, smoke):
-    with pytest.raises(ablation.StudyError, match="winn3d has no parameter slop"):
+    with pytest.raises(StudyError, match="winn3d has no parameter slop"):
         ablation.compare(smoke, {"typo": {"slop": 0.3}})
