@@ -1,8 +1,14 @@
-"""Which files of the repository a notebook or module imports, followed through `lib`."""
+"""Which files of the repository a notebook or module imports, followed through `lib`.
+
+`python -m tests.imports` writes them into dvc.yaml as dependencies of the stages.
+"""
 
 import ast
 import json
+import re
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,3 +50,42 @@ def source_of(file: Path) -> str:
         return file.read_text()
     cells = json.loads(file.read_text())["cells"]
     return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+def needed_by(command: str) -> set[str]:
+    """Files of `lib` that a stage's command `python -m lib notebook NAME ...` depends on.
+
+    A training notebook imports its model by name, so `lib/train/<model>.py` counts too: of
+    `-p model=`, else of the notebook's own name.
+    """
+    name = re.search(r"lib notebook (\S+)", command).group(1)
+    model = re.search(r"-p model=(\w+)", command) or re.match(r"\d+_train_(\w+)", name)
+    start = [ROOT / f"notebooks/{name}.ipynb"]
+    if model:
+        start.append(ROOT / f"lib/train/{model.group(1)}.py")
+    elif name == "02_reference":
+        start.append(ROOT / "lib/train/judge.py")
+    return {str(f.relative_to(ROOT)) for f in closure(*start) if f.suffix == ".py"}
+
+
+def write_dependencies(file: Path) -> None:
+    """Replace the `lib` entries in the deps of every stage of dvc.yaml that lists any code."""
+    blocks = re.split(r"(?m)^(?=  \w+:$)", file.read_text())
+    out = []
+    for block in blocks:
+        command = re.search(r"^ +cmd: (.+)$", block, re.M)
+        listed = re.search(r"(?m)^( +)deps:\n((?:\1  - .+\n)+)", block)
+        if command and listed and "foreach: ${" not in block:
+            indent, lines = listed.group(1), listed.group(2).splitlines()
+            kept = [line for line in lines if not re.search(r"- lib/\S+\.py$", line)]
+            code = [f"{indent}  - {name}" for name in sorted(needed_by(command.group(1)))]
+            deps = "\n".join([f"{indent}deps:", *kept, *code]) + "\n"
+            block = block[: listed.start()] + deps + block[listed.end() :]
+        out.append(block)
+    text = "".join(out)
+    yaml.safe_load(text)
+    file.write_text(text)
+
+
+if __name__ == "__main__":
+    write_dependencies(ROOT / "dvc.yaml")

@@ -9,7 +9,7 @@ import yaml
 
 from lib import config, runner
 from lib.train import runs
-from tests.imports import ROOT, closure, direct_imports, source_of
+from tests.imports import ROOT, closure, direct_imports, needed_by, source_of
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 LISTED = yaml.safe_load((ROOT / "params/runs.yaml").read_text())
@@ -55,15 +55,12 @@ def outs(stage: dict) -> list[tuple[str, dict]]:
 @pytest.mark.parametrize("name", [s for s in PIPELINE["stages"] if s not in RECIPE_STAGES])
 def test_dependencies_contain_the_import_closure(name):
     stage = PIPELINE["stages"][name]
-    notebook = ROOT / "notebooks" / f"{notebook_of(stage)}.ipynb"
-    model = re.match(r"\d+_train_(\w+)", notebook_of(stage))
-    start = [notebook] + ([ROOT / f"lib/train/{model.group(1)}.py"] if model else [])
-    needed = {str(f.relative_to(ROOT)) for f in closure(*start)}
+    needed = needed_by(body(stage)["cmd"])
     items = stage.get("foreach", {})
     items = list(items.values()) if isinstance(items, dict) else []
     templated = {str(v) for item in items for v in item.values()}
     listed = set(body(stage)["deps"]) | templated
-    assert needed <= listed, f"{name} lacks {sorted(needed - listed)}"
+    assert needed <= listed, f"{name} lacks {sorted(needed - listed)}: python -m tests.imports"
     code = {d for d in body(stage)["deps"] if d.endswith(".py")}
     assert code <= needed, f"{name} lists {sorted(code - needed)}, which it does not import"
 
