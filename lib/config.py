@@ -122,6 +122,7 @@ class Desnet3d:
     observed: int  # training shapes a learning step; 0 is all
     batch: int  # observed shapes per batch of chains
     chains: int  # per batch
+    restart: float  # share of the chains that start anew, a learning step
     steps: int  # learning steps; an epoch of the paper where observed is 0
     lr: float
     beta1: float
@@ -364,6 +365,7 @@ def _check(profile: Profile, name: str) -> None:
         )
         == 1,
         "beyond.restart must lie in [0, 1]": 0 <= profile.beyond.restart <= 1,
+        "desnet3d.restart must lie in [0, 1]": 0 <= profile.desnet3d.restart <= 1,
         "beyond.momentum must lie in [0, 1)": 0 <= profile.beyond.momentum < 1,
         "beyond.average must lie in [0, 1)": 0 <= profile.beyond.average < 1,
         "beyond.chains must be a multiple of advanced": profile.beyond.chains

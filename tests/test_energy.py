@@ -140,6 +140,7 @@ OPTIONS = [
     ("desnet3d", {"noise_until": 0}),
     ("desnet3d", {"dtype": "bfloat16"}),
     ("desnet3d", {"s": 0.3}),
+    ("desnet3d", {"restart": 0.0}),
     ("winn3d", {"centre": "batch"}),
     ("winn3d", {"norm_first": False}),
     ("winn3d", {"start": "network"}),
@@ -433,7 +434,7 @@ def test_some_shapes_are_observed_in_turn(smoke):
 
 
 def test_chains_persist(smoke, monkeypatch):
-    task = task_of(smoke, "desnet3d")
+    task = task_of(smoke, "desnet3d", restart=0.0)
     begun = task.buffers["chains"].clone()
     noise = samplers.gaussian_noise(24, rng.torch_generator("start", 0, "chain", 1))
     assert torch.equal(begun[1], noise + task.network.mean)
@@ -449,9 +450,26 @@ def test_chains_persist(smoke, monkeypatch):
         assert torch.equal(task.buffers["chains"][4 * k : 4 * k + 4], part)
 
 
+@pytest.mark.parametrize("restart, least, most", [(0.25, 1, 40), (1.0, 48, 48)])
+def test_chains_restart_from_noise_of_their_own(smoke, monkeypatch, restart, least, most):
+    task = task_of(smoke, "desnet3d", restart=restart)
+    before, mean = task.buffers["chains"].clone(), task.network.mean.clone()
+    calls, fresh = spied(monkeypatch, desnet3d, "run_chains"), 0
+    for step in range(6):
+        task.step(step)
+        for k, (given, _, end) in enumerate(calls[-2:]):
+            for r, chain in enumerate(given[2]):
+                noise = rng.torch_generator("start", 0, "restart", step, k, r)
+                new = torch.equal(chain, samplers.gaussian_noise(24, noise) + mean)
+                assert new or torch.equal(chain, before[4 * k + r])
+                fresh += new
+            before[4 * k : 4 * k + 4] = end
+    assert least <= fresh <= most
+
+
 @pytest.mark.parametrize("noise_until", [0, 1, 3])
 def test_from_some_step_on_chains_only_descend(smoke, noise_until):
-    task = task_of(smoke, "desnet3d", noise_until=noise_until)
+    task = task_of(smoke, "desnet3d", noise_until=noise_until, restart=0.0)
     for step in range(3):
         before, network = task.buffers["chains"].clone(), copy.deepcopy(task.network)
         task.step(step)

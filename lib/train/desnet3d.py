@@ -28,6 +28,9 @@ def build(desnet: config.Desnet3d, side: int) -> desnet3d.Descriptor:
 class Desnet3dTask(Task):
     """One learning step: every batch of chains goes on, then one Adam step for all batches.
 
+    Where ``restart`` is 1 every chain is a short one from noise (Nijkamp et al. 2019), and what is
+    learned is the sampler that draws the samples; the paper's chains are never restarted.
+
     The gradient is that of mean f(synthesised) - mean f(observed), summed over the batches as in
     the released code. Where ``observed`` is 0 a learning step is an epoch of the paper.
     """
@@ -74,9 +77,10 @@ class Desnet3dTask(Task):
         return {"f_chains": f_chains, "f_observed": f_observed, "reach": reach}
 
     def _advance(self, step: int, k: int) -> Tensor:
-        """The chains of batch k, ``langevin_steps`` further."""
+        """The chains of batch k, a share of them from new noise, ``langevin_steps`` further."""
         desnet, chains = self.desnet, self.buffers["chains"]
         part = slice(k * desnet.chains, (k + 1) * desnet.chains)
+        self._restart(step, k, chains[part])
         noise = rng.torch_generator(self.seed, "desnet3d", "langevin", step, k)
         x = chains[part].to(self.where)
         x = run_chains(
@@ -90,6 +94,14 @@ class Desnet3dTask(Task):
         )
         chains[part] = x.cpu()
         return x
+
+    def _restart(self, step: int, k: int, chains: Tensor) -> None:
+        """Draw some of the chains (n, 1, D, D, D) anew, in place; the released code draws none."""
+        stream = rng.torch_generator(self.seed, "desnet3d", "restart", step, k)
+        anew = torch.rand(len(chains), generator=stream) < self.desnet.restart
+        if anew.any():
+            rows = anew.nonzero()[:, 0].tolist()
+            chains[anew] = start(self.network, [(self.seed, "restart", step, k, r) for r in rows])
 
     def _observed_rows(self, step: int, k: int) -> np.ndarray:
         """Fixed pairs of batch and chains where all shapes are observed, else random batches."""
