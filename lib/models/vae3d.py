@@ -1,15 +1,37 @@
-"""Encoder and code distribution of 3D-VAE and of the volumetric autoencoder.
+"""Networks of 3D-VAE and of the volumetric autoencoder.
 
-The decoder of both is the generator of 3D-GAN, and the encoder mirrors it: 3D-GAN's discriminator
-with a wider head. No paper states a 3D-VAE's layers; 3DWINN cites Kingma and Welling 2014 alone.
+The decoder of both is the generator of 3D-GAN with a bias a voxel, and the encoder mirrors it:
+3D-GAN's discriminator with a wider head. No paper states a 3D-VAE's layers; 3DWINN cites Kingma and
+Welling 2014 alone.
 """
 
 import torch
 from torch import Tensor, nn
 
-from lib.models.gan3d import Discriminator
+from lib.models.gan3d import Discriminator, Generator
 
 LOGVAR = 10.0  # bound of |logvar|: standard deviations from .0067 to 148
+
+
+class Decoder(Generator):
+    """Codes to occupancy logits: z (B, z_dim) -> (B, 1, D, D, D).
+
+    The bias a voxel starts as the log-odds of the training shapes' mean, so that training need not
+    find out first that most of a grid is empty.
+    """
+
+    def __init__(self, *, z_dim: int, base: int, channels: tuple[int, ...]):
+        super().__init__(z_dim=z_dim, base=base, channels=channels)
+        self.bias = nn.Parameter(torch.zeros(1, 1, self.side, self.side, self.side))
+
+    @torch.no_grad()
+    def start_from(self, grids: Tensor) -> None:
+        """Set the bias to the log-odds of {0, 1} grids (N, D, D, D), half a count added to each."""
+        filled = grids.sum(0, dtype=torch.float32)
+        self.bias.copy_(((filled + 0.5) / (len(grids) - filled + 0.5)).log())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z) + self.bias  # (B, 1, D, D, D)
 
 
 class Encoder(Discriminator):

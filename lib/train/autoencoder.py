@@ -20,7 +20,7 @@ BATCH = 64  # shapes encoded or decoded at once; only memory depends on it
 def build(section: config.Autoencoder, variational: bool = False) -> dict[str, nn.Module]:
     """Decoder and encoder of an autoencoder's or a vae3d section."""
     return {
-        "decoder": gan3d.Generator(
+        "decoder": vae3d.Decoder(
             z_dim=section.z_dim, base=section.base, channels=section.decoder_channels
         ),
         "encoder": vae3d.Encoder(
@@ -47,6 +47,7 @@ class AutoencoderTask(Task):
         for name in ("decoder", "encoder"):
             stream = rng.torch_generator(seed, self.name, name)
             gan3d.initialise(self.networks[name], section.init_std, stream)
+        self.networks["decoder"].start_from(torch.from_numpy(self.voxels))
         for network in self.networks.values():
             network.to(where, memory_format=self.layout)
         learned = [p for n in ("decoder", "encoder") for p in self.networks[n].parameters()]
@@ -141,7 +142,7 @@ def mean_shape(grids: np.ndarray) -> np.ndarray:
 
 
 def sample_gaussian(
-    decoder: gan3d.Generator, gaussian: vae3d.CodeGaussian, seeds: list[int]
+    decoder: vae3d.Decoder, gaussian: vae3d.CodeGaussian, seeds: list[int]
 ) -> np.ndarray:
     """Occupancy probabilities (len(seeds), D, D, D) of codes drawn from the Gaussian, by seed."""
     noise = rng.latents(seeds, decoder.z_dim, "normal").to(gaussian.mean.device)
