@@ -13,6 +13,8 @@ WORDS = {
     "desnet3d": "DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "our own",
+    "vae3d": "3D-VAE",
+    "autoencoder": "autoencoder",
 }
 
 

@@ -34,6 +34,8 @@ LAYOUTS = {
     "desnet3d": ("contiguous", "blocked"),
     "winn3d": ("contiguous", "channels_last"),
     "beyond": ("contiguous", "channels_last"),
+    "vae3d": ("contiguous", "channels_last"),
+    "autoencoder": ("contiguous", "channels_last"),
 }
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
@@ -46,6 +48,9 @@ POSITIVE = {
     + ("new_last", "sampler_batch", "sampler_lr", "max_steps", "n_samples"),
     "beyond": ("init_std", "chains", "advanced", "chain_steps", "chain_lr", "floor", "start_std")
     + ("steps", "lr", "sample_steps", "n_samples"),
+    "vae3d": ("z_dim", "base", "init_std", "steps", "lr"),
+    "autoencoder": ("z_dim", "base", "init_std", "steps", "lr"),
+    "latent": ("bases", "dimensions", "pairs", "neurons"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -201,6 +206,44 @@ class Beyond:
 
 
 @dataclass(frozen=True)
+class Autoencoder:
+    """Training of the volumetric autoencoder (a comparison of 3D-GAN's paper)."""
+
+    z_dim: int
+    base: int
+    decoder_channels: tuple[int, ...]
+    encoder_channels: tuple[int, ...]
+    init_std: float
+    steps: int
+    batch: int
+    lr: float
+    beta1: float
+    beta2: float
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Vae3d(Autoencoder):
+    """Training of 3D-VAE (Kingma and Welling 2014 on voxels)."""
+
+    beta: float  # weight of the divergence from the prior; 1 is the evidence lower bound
+
+
+@dataclass(frozen=True)
+class Latent:
+    """How far the study of latent spaces looks."""
+
+    bases: int  # shapes from which a dimension is swept
+    dimensions: int  # swept, from the first; at most all
+    values: int  # of a dimension, from low to high
+    pairs: int  # of shapes between which codes are interpolated; triples of the arithmetic
+    steps: int  # shapes on such a way, ends included
+    neurons: int  # of the discriminator, drawn at random
+    top: int  # shapes that excite a neuron most
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
 
@@ -257,6 +300,9 @@ class Profile:
     desnet3d: Desnet3d
     winn3d: Winn3d
     beyond: Beyond
+    vae3d: Vae3d
+    autoencoder: Autoencoder
+    latent: Latent
     ablation: Ablation
     evaluation: Evaluation
     device: Device
@@ -399,6 +445,17 @@ def _check(profile: Profile, name: str) -> None:
         rules[f"{model}.channels: data.side must be halved evenly after each but the first"] = (
             profile.data.side % 2**halvings == 0
         )
+    for model in ("vae3d", "autoencoder"):
+        part = getattr(profile, model)
+        rules[f"{model}.batch must be 8 or more: batch normalisation fails below"] = part.batch >= 8
+        for name in ("decoder_channels", "encoder_channels"):
+            rules[f"{model}: base * 2 ** {name} must be data.side"] = (
+                part.base * 2 ** len(getattr(part, name)) == profile.data.side
+            )
+    rules["vae3d.beta must be 0 or more"] = 0 <= profile.vae3d.beta < math.inf
+    rules["latent.values must be 2 or more"] = profile.latent.values >= 2
+    rules["latent.steps must be 3 or more"] = profile.latent.steps >= 3
+    rules["latent.top must be 2 or more"] = profile.latent.top >= 2
     for part, keys in POSITIVE.items():
         for key in keys:
             value = getattr(getattr(profile, part), key)

@@ -35,6 +35,7 @@ LIGHT = np.array([-0.32, -0.56, 0.76])  # towards the light, from the upper righ
 AMBIENT, DIFFUSE = 0.42, 0.78
 PALETTE = ("#5b84b1", "#d08a5b", "#6fa287", "#a583b5", "#c9a94e", "#5aa0a8", "#c4737f", "#8a8f98")
 INK, MUTED, FAINT = "#2b2f36", "#7a808a", "#d9dce1"
+MARK = "#d0342c"  # voxels that a picture points at
 DPI = 110
 
 _STYLE = {
@@ -188,21 +189,25 @@ def _openness(grid: np.ndarray, voxels: np.ndarray, normals: np.ndarray) -> np.n
     return np.clip(1.0 - (filled - 0.4) / 0.6, 0.0, 1.0)
 
 
-def _shades(grid, normals, voxels, colour) -> np.ndarray:
+def _shades(grid, normals, voxels, colour, mark=None) -> np.ndarray:
     """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
     light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
     light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
     height = (voxels[:, 2:] + 0.5) / grid.shape[2]
     base = np.array(to_rgb(colour))
+    if mark is not None:
+        base = np.where(mark[tuple(voxels.T)][:, None], to_rgb(MARK), base)
     tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
     return np.clip(tinted * light[:, None], 0.0, 1.0)
 
 
-def draw_shape(axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None):
+def draw_shape(
+    axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None, mark=None
+):
     """Draw one shape into a square of the axes and return its PolyCollection.
 
     grid: bool (D, D, D), not empty; centre and size: the square, in data units; scale: data units
-    a voxel, by default such that the shape fills the square.
+    a voxel, by default such that the shape fills the square; mark: bool (D, D, D), voxels in red.
     """
     corners, normals, voxels = visible_faces(grid)
     right, up, _ = camera()
@@ -210,7 +215,7 @@ def draw_shape(axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], sc
     low, high = flat.min((0, 1)), flat.max((0, 1))
     scale = scale or size / (high - low).max()
     polygons = (flat - (low + high) / 2) * scale + np.asarray(centre)
-    colours = _shades(np.asarray(grid, bool), normals, voxels, colour)
+    colours = _shades(np.asarray(grid, bool), normals, voxels, colour, mark)
     # Edges in the colour of the face close the hairlines that antialiasing leaves between them.
     faces = PolyCollection(polygons, facecolors=colours, edgecolors=colours, linewidths=0.35)
     faces.set_joinstyle("round")
@@ -234,6 +239,7 @@ def gallery(
     *,
     captions: Mapping[str, Sequence[str]] | None = None,
     colours: Mapping[str, str] | None = None,
+    marks: Mapping[str, np.ndarray] | None = None,
     cell: float = 1.15,
     same_scale: bool = False,
     title: str | None = None,
@@ -242,29 +248,33 @@ def gallery(
 
     rows: label -> bool (N, D, D, D); a row with more than `columns` shapes goes on in the next
     line; titles: heads of the columns; captions: label -> one text under each shape; colours:
-    label -> colour, else the palette in turn; cell: inches a shape; same_scale: draw all with
+    label -> colour, else the palette in turn; marks: label -> bool (N, D, D, D), voxels to draw in
+    red; cell: inches a shape; same_scale: draw all with
     one voxel size, else each fills its cell. An empty grid shows the word "empty".
     Raises StudyError for shapes that are not boolean cubes and for lists of the wrong length.
     """
     rows = {name: _checked_shapes(s, f"gallery row '{name}'") for name, s in rows.items()}
     if not rows or columns < 1:
         raise StudyError("gallery: nothing to draw; give at least one row and one column.")
-    captions, colours = captions or {}, colours or {}
-    for name in [*captions, *colours]:
+    captions, colours, marks = captions or {}, colours or {}, marks or {}
+    for name in [*captions, *colours, *marks]:
         if name not in rows:
             raise StudyError(f"gallery: no row '{name}'; the rows are {', '.join(rows)}.")
     for name, texts in captions.items():
         _check_length(texts, len(rows[name]), f"gallery row '{name}'", "captions")
+    marks = {name: _checked_shapes(m, f"gallery marks of '{name}'") for name, m in marks.items()}
+    for name, mark in marks.items():
+        _check_length(mark, len(rows[name]), f"gallery row '{name}'", "marks")
     columns = min(columns, max(map(len, rows.values())))
     _check_length(titles, columns if titles is not None else 0, "gallery", "column titles")
     scale = None
     if same_scale:
         scale = 0.92 / max(1.0, max(_extent(g) for shapes in rows.values() for g in shapes))
     with quiet_style():
-        return _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title)
+        return _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, title)
 
 
-def _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title) -> Figure:
+def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, title) -> Figure:
     """Lay the rows of `gallery` out on one axes whose data unit is the cell."""
     label = 0.10 + 0.085 / cell * max(len(line) for n in rows for line in n.split("\n"))
     head = (0.28 if titles else 0.04) + (0.30 if title else 0.0)
@@ -275,15 +285,16 @@ def _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title) 
         heads.append((name, top + 0.5))
         for n, grid in enumerate(shapes):
             x, y = n % columns + 0.5, top + (n // columns) * (1 + foot) + 0.5
-            cells.append((grid, x, y, colour, captions[name][n] if name in captions else None))
+            caption = captions[name][n] if name in captions else None
+            cells.append((grid, x, y, colour, caption, marks[name][n] if name in marks else None))
         top += -(-len(shapes) // columns) * (1 + foot) + 0.04
     figure = Picture(cell * (label + columns + 0.05), cell * top)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-label, columns + 0.05), ylim=(top, 0))
     axes.set_axis_off()
     # y counts downwards for the text; shapes are drawn upright in coordinates turned over.
     upright = Affine2D().scale(1, -1) + axes.transData
-    for grid, x, y, colour, caption in cells:
-        _draw_cell(axes, grid, x, y, colour, caption, scale, upright)
+    for grid, x, y, colour, caption, mark in cells:
+        _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark)
     for name, y in heads:
         axes.text(0.06 - label, y, name, va="center", ha="left", fontsize=9, linespacing=1.3)
     for k, text in enumerate(titles or ()):
@@ -293,9 +304,11 @@ def _draw_gallery(rows, columns, titles, captions, colours, cell, scale, title) 
     return figure
 
 
-def _draw_cell(axes, grid, x, y, colour, caption, scale, upright) -> None:
+def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark) -> None:
     if grid.any():
-        faces = draw_shape(axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale)
+        faces = draw_shape(
+            axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, mark=mark
+        )
         faces.set_transform(upright)
     else:
         axes.text(x, y, "empty", ha="center", va="center", color=MUTED, style="italic")

@@ -45,3 +45,19 @@ def gradient_penalty(f: Callable, positives: Tensor, negatives: Tensor, u: Tenso
     x = torch.lerp(negatives, positives, u).requires_grad_()
     (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def voxel_cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
+    """-log p(x | z) in nats a shape: binary cross-entropy summed over voxels, mean over the batch.
+
+    logits, x: (B, 1, D, D, D), x in [0, 1]; the decoder's voxels are independent Bernoullis.
+    """
+    return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+
+
+def gaussian_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, I)) in nats, (B, z_dim) -> (B,).
+
+    Kingma and Welling 2014, appendix B.
+    """
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)

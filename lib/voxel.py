@@ -723,6 +723,15 @@ def intersection_over_union(a, b):
     return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
+def pairwise_iou(voxels):
+    """Mean IoU over all pairs of flat {0, 1} float grids (N, V); two empty ones count as alike."""
+    both = voxels @ voxels.T
+    size = voxels.sum(1)
+    either = size[:, None] + size[None] - both
+    iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return float(iou[np.triu_indices(len(voxels), 1)].mean())
+
+
 # ---------------------------------------------------------------- surfaces of grids
 
 

@@ -680,6 +680,11 @@ def test_judge_grid_refuses_wrong_arrays():
         voxel.to_judge_grid(np.full((1, 30, 30, 30), np.nan))
 
 
+def test_pairwise_iou():
+    grids = np.float32([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    assert voxel.pairwise_iou(grids) == pytest.approx((0.5 + 0 + 0 + 0 + 0 + 1) / 6)
+
+
 def test_intersection_over_union():
     a, b = np.zeros((2, 4, 4, 4), dtype=bool)
     assert voxel.intersection_over_union(a, b) == 1

@@ -158,7 +158,6 @@ MODEL = Model(
         "lib/models/winn3d.py",
         "lib/samplers.py",
         "lib/train/beyond.py",
-        "lib/train/gan3d.py",
         "lib/train/winn3d.py",
     ),
 )

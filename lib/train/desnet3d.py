@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import config, device, rng, samplers
+from lib import config, device, rng, samplers, voxel
 from lib.data import Split, model_grid
 from lib.models import desnet3d
 from lib.train.engine import Diverged, Model, Task
-from lib.train.gan3d import pairwise_iou
 
 LIMIT = 10.0  # no chain of a sound model leaves this range
 
@@ -115,7 +114,7 @@ class Desnet3dTask(Task):
     def monitor(self, step: int) -> dict[str, float]:
         """Occupied share and likeness (mean pairwise IoU) of chains above .5."""
         grids = (self.buffers["chains"][:64] > 0.5).flatten(1).float().numpy()
-        return {"occupancy": float(grids.mean()), "likeness": pairwise_iou(grids)}
+        return {"occupancy": float(grids.mean()), "likeness": voxel.pairwise_iou(grids)}
 
 
 def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
@@ -173,11 +172,9 @@ MODEL = Model(
     build=_build,
     sample=_sample,
     modules=(
-        "lib/losses.py",
         "lib/models/desnet3d.py",
         "lib/models/gan3d.py",
         "lib/samplers.py",
         "lib/train/desnet3d.py",
-        "lib/train/gan3d.py",
     ),
 )

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lib import config, device, losses, rng
+from lib import config, device, losses, rng, voxel
 from lib.data import Split, model_grid
 from lib.models import gan3d
 from lib.samplers import sample_generator
@@ -98,7 +98,7 @@ class Gan3dTask(Task):
         generator = self.networks["generator"].eval()
         z = rng.latents(list(range(N_MONITOR)), self.gan.z_dim, self.gan.latent).to(self.where)
         voxels = (generator.voxels(z) > 0.5).flatten(1).float().cpu().numpy()
-        occupancy, likeness = float(voxels.mean()), pairwise_iou(voxels)
+        occupancy, likeness = float(voxels.mean()), voxel.pairwise_iou(voxels)
         findings = {
             f"mean occupancy {occupancy:.2f}: shapes fill their box": occupancy > FULL,
             f"mean occupancy {occupancy:.3f}: shapes are almost empty": occupancy < EMPTY,
@@ -106,15 +106,6 @@ class Gan3dTask(Task):
         }
         warning = "; ".join(sentence for sentence, holds in findings.items() if holds)
         return {"occupancy": occupancy, "likeness": likeness, "warning": warning}
-
-
-def pairwise_iou(voxels: np.ndarray) -> float:
-    """Mean IoU over all pairs of flat {0, 1} grids (N, V); two empty grids count as alike."""
-    both = voxels @ voxels.T
-    size = voxels.sum(1)
-    either = size[:, None] + size[None] - both
-    iou = np.where(either > 0, both / np.maximum(either, 1), 1.0)
-    return float(iou[np.triu_indices(len(voxels), 1)].mean())
 
 
 def _task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Gan3dTask:

@@ -36,9 +36,11 @@ MODELS = {
     "desnet3d": "3D DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "ours (persistent chains)",
+    "vae3d": "3D-VAE",
+    "autoencoder": "autoencoder + Gaussian",
 }
 
-PROBABILITIES = ("gan3d",)  # models whose samples are probabilities
+PROBABILITIES = ("gan3d", "vae3d", "autoencoder")  # models whose samples are probabilities
 
 
 def model(name: str) -> engine.Model:

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import config, device, losses, rng, samplers
+from lib import config, device, losses, rng, samplers, voxel
 from lib.data import Split, model_grid
 from lib.models import winn3d
 from lib.train.engine import Diverged, Model, Task
-from lib.train.gan3d import pairwise_iou
 
 LIMIT = 1e6  # a critic whose values pass it has diverged
 
@@ -227,7 +226,7 @@ def guard(values: dict[str, float], section: str) -> None:
 def describe(shapes: Tensor) -> dict[str, float]:
     """Occupied share and likeness (mean pairwise IoU) of synthesised shapes above .5."""
     grids = (shapes > 0.5).flatten(1).float().cpu().numpy()
-    return {"occupancy": float(grids.mean()), "likeness": pairwise_iou(grids)}
+    return {"occupancy": float(grids.mean()), "likeness": voxel.pairwise_iou(grids)}
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -292,7 +291,6 @@ MODEL = Model(
         "lib/models/gan3d.py",
         "lib/models/winn3d.py",
         "lib/samplers.py",
-        "lib/train/gan3d.py",
         "lib/train/winn3d.py",
     ),
 )
