@@ -13,6 +13,9 @@ WORDS = {
     "desnet3d": "DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "our own",
+    "baseline": "Baseline",
+    "introspective": "supervised",
+    "voxnet": "VoxNet",
 }
 
 
