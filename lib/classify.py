@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from lib import config, data, evaluate, files, metrics, paths
+from lib import config, data, evaluate, files, metrics, paths, voxel
 from lib.errors import StudyError
 from lib.models.classifiers import Views
-from lib.train import runs
+from lib.train import introspective, runs
 
 VALIDATION = "validation.npz"  # logits of the validation part, beside a classifier's weights
 
@@ -156,3 +156,19 @@ def answers(found: np.ndarray, known: Scale) -> list[dict]:
             }
         )
     return out
+
+
+def pseudo_negatives(run: runs.Run, profile: config.Profile) -> tuple[dict, list[str]]:
+    """What an introspective run synthesised of each category as it learned (3DWINN, Fig. 4).
+
+    Returns category -> bool (columns, D, D, D) above the threshold, and the columns' heads: the
+    noise of the first pool, then the first shape of chosen epochs. Both are empty for other models.
+    """
+    if run.model != "introspective":
+        return {}, []
+    name = runs.samples_file(profile.evaluation.threshold, "pseudo-negatives")
+    grids = voxel.load_voxels(run.samples / name)
+    grids = grids.reshape(len(config.CATEGORIES), -1, *grids.shape[1:])
+    epochs = introspective.shown_epochs(profile.introspective.epochs)
+    heads = ["noise", *(f"epoch {e + 1}" for e in epochs)]
+    return dict(zip(config.CATEGORIES, grids, strict=True)), heads

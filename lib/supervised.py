@@ -57,6 +57,12 @@ def row_of(run: runs.Run) -> str:
     return ROWS.get(run.model, runs.MODELS[run.model])
 
 
+def listed(profile: config.Profile) -> list[runs.Run]:
+    """The stored classifiers of the table; of the judges those that ``judge_seeds`` names."""
+    seeds = config.load(profile.judge.profile).evaluation.judge_seeds
+    return [r for r in classify.present(profile) if r.model != "judge" or r.seed in seeds]
+
+
 def gather(profile: config.Profile) -> Material:
     """The shapes of a profile that classifiers are asked about; the test split is opened here."""
     train, test = data.load_train(profile.data), heldout.load_test(profile.data)

@@ -57,7 +57,9 @@ def outs(stage: dict) -> list[tuple[str, dict]]:
 def test_dependencies_contain_the_import_closure(name):
     stage = PIPELINE["stages"][name]
     notebook = ROOT / "notebooks" / f"{notebook_of(stage)}.ipynb"
-    model = re.match(r"\d+_train_(\w+)", notebook_of(stage))
+    # A notebook of several models names the one it trains in its parameters.
+    model = re.search(r"-p model=(\w+)", body(stage)["cmd"])
+    model = model or re.match(r"\d+_train_(\w+)", notebook_of(stage))
     start = [notebook] + ([ROOT / f"lib/train/{model.group(1)}.py"] if model else [])
     needed = {str(f.relative_to(ROOT)) for f in closure(*start)}
     items = stage.get("foreach", {})
