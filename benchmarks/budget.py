@@ -15,6 +15,9 @@ WORDS = {
     "beyond": "our own",
     "vae3d": "3D-VAE",
     "autoencoder": "autoencoder",
+    "baseline": "Baseline",
+    "introspective": "supervised",
+    "voxnet": "VoxNet",
 }
 
 

@@ -84,7 +84,11 @@ def parser() -> Parser:
         dict(choices=("padded", "tight"), help="padded: with a margin; default: as the profile's"),
     )
     quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
-    add(fetch, ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")))
+    add(
+        fetch,
+        ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or rotations")),
+        ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
+    )
     add(prepare, profile)
     add(
         voxelize,
@@ -150,10 +154,10 @@ def _say(text: str) -> None:
 
 
 def fetch(options) -> None:
-    """Bring ModelNet10 to data/raw, checked by its SHA-256."""
+    """Bring ModelNet10, or its turned test shapes, to data/raw, checked by SHA-256."""
     from lib import data
 
-    _say(f"{paths.relative(data.fetch(options.source))} is in place")
+    _say(f"{paths.relative(data.fetch(options.source, options.name))} is in place")
 
 
 def prepare(options) -> None:
@@ -230,8 +234,9 @@ def evaluate(options) -> None:
 
 
 def classify(options) -> None:
-    """Category and probabilities of each shape in a voxel file, or of a mesh."""
+    """Category of each shape in a voxel file, or of a mesh, and how sure the answer is."""
     profile = _profile(options.profile)
+    from lib import classify as asking
     from lib import evaluate as judging
     from lib import voxel
 
@@ -239,11 +244,11 @@ def classify(options) -> None:
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
         grids = judging.to_judge(profile, voxel.load_voxels(options.shape), options.layout)
-    for row in judging.load_judge(profile).see(grids).probabilities:
-        order = row.argsort()[::-1]
-        probabilities = {config.CATEGORIES[k]: round(float(row[k]), 4) for k in order}
-        best = config.CATEGORIES[order[0]]
-        print(json.dumps({"category": best, "probabilities": probabilities}))
+    run, error, n = asking.best(profile)
+    known = asking.scale(run, profile)
+    _say(f"{run.id} answers: validation error {error:.3f}, the lowest of {n} classifiers in place")
+    for found in asking.answers(asking.logits(asking.load_classifier(run, profile), grids), known):
+        print(json.dumps({"model": run.id} | found))
 
 
 def queue(options) -> int | None:

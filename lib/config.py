@@ -36,7 +36,14 @@ LAYOUTS = {
     "beyond": ("contiguous", "channels_last"),
     "vae3d": ("contiguous", "channels_last"),
     "autoencoder": ("contiguous", "channels_last"),
+    "baseline": ("contiguous", "channels_last"),
+    "tuned": ("contiguous", "channels_last"),
+    "introspective": ("contiguous", "channels_last"),
+    "voxnet": ("contiguous", "channels_last"),
+    "orion": ("contiguous", "channels_last"),
 }
+
+CLASSIFIERS = ("baseline", "tuned", "introspective", "voxnet", "orion")
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
 POSITIVE = {
@@ -51,6 +58,12 @@ POSITIVE = {
     "vae3d": ("z_dim", "base", "init_std", "steps", "lr"),
     "autoencoder": ("z_dim", "base", "init_std", "steps", "lr"),
     "latent": ("bases", "dimensions", "pairs", "neurons"),
+    "baseline": ("epochs", "batch", "lr", "init_std"),
+    "tuned": ("epochs", "batch", "lr", "init_std"),
+    "introspective": ("epochs", "batch", "lr", "init_std", "pool", "new", "cascades")
+    + ("sampler_batch", "sampler_lr", "max_steps"),
+    "voxnet": ("epochs", "batch", "lr", "channels", "hidden"),
+    "orion": ("epochs", "batch", "lr", "channels", "hidden"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -244,6 +257,79 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Classifier:
+    """How a classifier of table 5 of 3DWINN learns and is asked; the same for all of them."""
+
+    epochs: int
+    batch: int
+    lr: float
+    schedule: str  # constant, or cosine to 0
+    warmup: int  # steps from 0 to the rate
+    weight_decay: float
+    jitter: int  # voxels
+    turns: bool  # quarter turns about z
+    mirror: bool  # left to right
+    smoothing: float  # of the labels
+    average: float  # decay of the mean of the weights that is kept; 0 is none
+    votes: int  # quarter turns over which the answer is averaged, 1 or 4
+    test_mirror: bool  # and over mirror images
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Table1(Classifier):
+    """A classifier with the network of 3DWINN's Table 1 (Huang et al. 2019), trained by Adam."""
+
+    channels: tuple[int, ...]
+    slope: float
+    norm_first: bool
+    init_std: float
+    dropout: float  # on the features before the last layer
+    beta1: float
+    beta2: float
+
+
+@dataclass(frozen=True)
+class Introspective(Table1):
+    """Supervised 3DWINN; what it leaves open after the supervised code of WINN."""
+
+    value: str  # the critic on the logits: linear, or logsumexp
+    alpha: float  # weight of the critic's loss
+    penalty: float  # lambda of the gradient penalty
+    penalty_in_alpha: bool  # alpha (W + lambda GP), else alpha W + lambda GP
+    negatives: int  # pseudo-negatives beside a batch; 0 is as many as real shapes
+    pool: int  # of each category before the first epoch: noise
+    new: int  # synthesised of each category after every epoch
+    cascades: int  # into which the epochs are divided
+    label_weight: float  # of the cross-entropy in the synthesis loss
+    tolerance: float  # |f - threshold| at which a shape is done
+    sampler_batch: int
+    sampler_lr: float
+    sampler_beta1: float
+    sampler_beta2: float
+    sampler_epsilon: float
+    max_steps: int
+    clip: bool  # to the range of voxels, after every step
+
+
+@dataclass(frozen=True)
+class Voxnet(Classifier):
+    """VoxNet (Maturana and Scherer 2015), trained by gradient descent with momentum."""
+
+    channels: int
+    hidden: int
+    momentum: float
+
+
+@dataclass(frozen=True)
+class Orion(Voxnet):
+    """ORION (Sedaghat et al. 2016): VoxNet with batch normalisation and a pose head."""
+
+    orientation: float  # weight of the pose's cross-entropy
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
 
@@ -303,6 +389,11 @@ class Profile:
     vae3d: Vae3d
     autoencoder: Autoencoder
     latent: Latent
+    baseline: Table1
+    tuned: Table1
+    introspective: Introspective
+    voxnet: Voxnet
+    orion: Orion
     ablation: Ablation
     evaluation: Evaluation
     device: Device
@@ -430,6 +521,16 @@ def _check(profile: Profile, name: str) -> None:
         )
         >= 1,
     }
+    for model in CLASSIFIERS:
+        rules |= _classifier_rules(model, getattr(profile, model), profile.data.side)
+    critic = profile.introspective
+    rules |= {
+        "introspective.value must be linear or logsumexp": critic.value in ("linear", "logsumexp"),
+        "introspective.cascades must be at most epochs": critic.cascades <= critic.epochs,
+        "introspective.negatives must be 0 or more": critic.negatives >= 0,
+        "introspective.sampler_beta1 must lie in [0, 1)": 0 <= critic.sampler_beta1 < 1,
+        "introspective.sampler_beta2 must lie in [0, 1)": 0 <= critic.sampler_beta2 < 1,
+    }
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -437,10 +538,11 @@ def _check(profile: Profile, name: str) -> None:
             "bfloat16",
         )
         rules[f"{model}.layout must be {' or '.join(layouts)}"] = part.layout in layouts
-    for model in ("desnet3d", "winn3d", "beyond"):
+    table1 = ("baseline", "tuned", "introspective")
+    for model in ("desnet3d", "winn3d", "beyond", *table1):
         channels = getattr(profile, model).channels
         rules[f"{model}.channels must be 1 or more"] = min(channels, default=0) >= 1
-    for model in ("winn3d", "beyond"):
+    for model in ("winn3d", "beyond", *table1):
         halvings = len(getattr(profile, model).channels) - 1
         rules[f"{model}.channels: data.side must be halved evenly after each but the first"] = (
             profile.data.side % 2**halvings == 0
@@ -468,6 +570,21 @@ def _check(profile: Profile, name: str) -> None:
     for sentence, holds in rules.items():
         if not holds:
             raise StudyError(f"{where}: {sentence}")
+
+
+def _classifier_rules(name: str, part: Classifier, side: int) -> dict[str, bool]:
+    margin = (side - 24) // 2  # objects span 24 voxels
+    return {
+        f"{name}.schedule must be constant or cosine": part.schedule in ("constant", "cosine"),
+        f"{name}.warmup must be 0 or more": part.warmup >= 0,
+        f"{name}.jitter must lie in 0..{margin}, the margin of the grids": 0
+        <= part.jitter
+        <= margin,
+        f"{name}.smoothing must lie in [0, 1)": 0 <= part.smoothing < 1,
+        f"{name}.average must lie in [0, 1)": 0 <= part.average < 1,
+        f"{name}.votes must be 1 or 4": part.votes in (1, 4),
+        f"{name}.dropout must lie in [0, 1)": 0 <= getattr(part, "dropout", 0) < 1,
+    }
 
 
 def with_changes(profile: Profile, **changes: dict) -> Profile:

@@ -386,37 +386,6 @@ def accuracy_columns(judge: Judge, profile: config.Profile) -> dict[str, tuple[i
     return {name: (int(right[rows].sum()), int(rows.sum())) for name, rows in keep.items()}
 
 
-def judge_rows(profile: config.Profile) -> Iterable[dict]:
-    """Rows of table ``supervised`` for the judge itself: accuracy on the test split.
-
-    With several seeds the value is their mean with a Student t interval, with one the share of
-    right answers with Wilson's.
-    """
-    owner = config.load(profile.judge.profile)
-    seeds = owner.evaluation.judge_seeds
-    columns = [accuracy_columns(load_judge(profile, s), profile) for s in seeds]
-    for name in columns[0]:
-        counts = [c[name] for c in columns]
-        n = counts[0][1]
-        if len(counts) == 1:
-            found, note = metrics.wilson_interval(*counts[0]), "Wilson interval"
-        else:
-            found = metrics.student_interval(np.array([right / n for right, _ in counts]))
-            note = f"mean over {len(counts)} seeds, Student t interval"
-        yield dict(
-            row=runs.MODELS["judge"],
-            category="all",
-            metric="accuracy" if name == "all" else f"accuracy, {name}",
-            estimate=found,
-            headline=int(name == "all"),
-            reference="",
-            n_samples=n,
-            n_reference="",
-            note=note,
-            n_seeds=len(counts),
-        )
-
-
 def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
     """The first ``n`` samples by seed of every trained run, labelled for a gallery.
 

@@ -617,6 +617,29 @@ def histogram(values: Mapping[str, np.ndarray], *, bins=30, xlabel="", title=Non
     return figure
 
 
+def reliability_diagram(bins: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
+    """Draw how often answers are right by how probable they were; the diagonal is calibrated.
+
+    bins: label -> structured array with n, confidence and accuracy as `metrics.reliability` gives
+    it; the area of a dot grows with its bin, and empty bins are left out.
+    """
+    bins = {name: b[b["n"] > 0] for name, b in bins.items()}
+    if not bins or not all(len(b) for b in bins.values()):
+        raise StudyError("reliability_diagram: nothing to draw; give sets with answers in them.")
+    with quiet_style():
+        figure, panels = _panels(len(bins), 3, 2.5, 2.6, sharex=True, sharey=True)
+        for axes, (name, b) in zip(panels, bins.items(), strict=True):
+            axes.plot([0, 1], [0, 1], color=FAINT, lw=1)
+            area = 8 + 160 * b["n"] / b["n"].sum()
+            axes.plot(b["confidence"], b["accuracy"], color=PALETTE[0], lw=1)
+            axes.scatter(b["confidence"], b["accuracy"], s=area, color=PALETTE[0], alpha=0.7)
+            axes.set(title=name, xlabel="probability", xlim=(0, 1.03), ylim=(0, 1.05))
+        panels[0].set_ylabel("share right")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------
 # Files
 

@@ -30,12 +30,17 @@ TITLES = {
     "cost": "Cost",
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
 }
+# Tables over all ten categories, whatever categories a profile generates.
+WHOLE = ("supervised",)
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
 
 
 def published() -> pd.DataFrame:
-    """The papers' figures: table, row, category, metric, published, source."""
-    return pd.read_csv(PUBLISHED, dtype={"published": float})
+    """The papers' figures: table, row, category, metric, published, source.
+
+    ``reason`` says why a row is only quoted; it is empty for rows that this repository runs.
+    """
+    return pd.read_csv(PUBLISHED, dtype={"published": float}).fillna({"reason": ""})
 
 
 def table(
@@ -109,11 +114,12 @@ def _with_published(done: pd.DataFrame, name: str, profile: config.Profile) -> p
     if profile.data.source == "procedural":
         return done
     quoted = published().query("table == @name")
-    if set(profile.categories) != set(config.CATEGORIES):
+    if name not in WHOLE and set(profile.categories) != set(config.CATEGORIES):
         # A score over fewer categories is another quantity than the published one.
         quoted = quoted[quoted["category"] != "all"]
     quoted = quoted[quoted["category"].isin([*profile.categories, "all"])]
     cells = {(q.row, q.category, q.metric): q.published for q in quoted.itertuples()}
+    reasons = {(q.row, q.category, q.metric): q.reason for q in quoted.itertuples()}
     place = list(zip(done["row"], done["category"], done["metric"], strict=True))
     done["published"] = [
         cells.pop(cell, "") if headline else ""
@@ -123,8 +129,12 @@ def _with_published(done: pd.DataFrame, name: str, profile: config.Profile) -> p
         {k: "" for k in COLUMNS}
         | {"table": name, "row": row, "category": category, "metric": metric}
         | {"published": value, "headline": 1, "profile": profile.name}
-        | {"threshold": profile.evaluation.threshold, "note": "not run in this profile"}
-        for (row, category, metric), value in cells.items()
+        | {
+            "threshold": profile.evaluation.threshold,
+            "note": reasons[cell] or "not run in this profile",
+        }
+        for cell, value in cells.items()
+        for row, category, metric in [cell]
     ]
     return pd.concat([done, pd.DataFrame(missing, columns=COLUMNS)], ignore_index=True)
 

@@ -270,7 +270,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         ),
         (
             ("classify", "{tmp}/four.npz", "--profile", "quick"),
-            "the judge quick-judge-all-s0 is not",
+            "no classifier of profile quick is in place",
         ),
         (("voxelize", "{tmp}/none.off", "--out", "{tmp}/x.npz"), "no such file"),
         (("voxelize", "{tmp}/bad.off", "--out", "{tmp}/x.npz"), "bad.off"),

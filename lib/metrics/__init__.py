@@ -6,11 +6,19 @@ input raises `lib.errors.StudyError`.
 """
 
 from lib.metrics.anchors import bernoulli, memoriser, noise, pca_gaussian
+from lib.metrics.calibration import (
+    expected_calibration_error,
+    free_energy,
+    reliability,
+    temperature,
+)
+from lib.metrics.detection import detection_auroc
 from lib.metrics.frechet import frechet_distance
 from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
     Estimate,
     draws_without_replacement,
+    non_inferiority_test,
     paired_permutation_test,
     student_interval,
     wilson_interval,
@@ -36,7 +44,10 @@ __all__ = [
     "bernoulli",
     "class_probability",
     "coverage",
+    "detection_auroc",
     "draws_without_replacement",
+    "expected_calibration_error",
+    "free_energy",
     "feature_distances",
     "frechet_distance",
     "inception_score",
@@ -49,10 +60,13 @@ __all__ = [
     "nearest_by_feature",
     "nearest_by_iou",
     "noise",
+    "non_inferiority_test",
     "one_nearest_neighbour_accuracy",
     "paired_permutation_test",
     "pairwise_diversity",
     "pca_gaussian",
     "precision_recall_density_coverage",
+    "reliability",
+    "temperature",
     "wilson_interval",
 ]

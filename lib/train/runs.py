@@ -38,6 +38,11 @@ MODELS = {
     "beyond": "ours (persistent chains)",
     "vae3d": "3D-VAE",
     "autoencoder": "autoencoder + Gaussian",
+    "baseline": "Baseline",
+    "tuned": "Baseline, tuned (ours)",
+    "introspective": "3DWINN, supervised",
+    "voxnet": "VoxNet",
+    "orion": "ORION",
 }
 
 PROBABILITIES = ("gan3d", "vae3d", "autoencoder")  # models whose samples are probabilities
@@ -76,23 +81,26 @@ class Run:
         if self.category not in (*config.CATEGORIES, "all"):
             names = ", ".join((*config.CATEGORIES, "all"))
             raise StudyError(f"no category {self.category!r}; choose one of {names}")
-        if self.model == "judge" and self.category != "all":
-            raise StudyError("the judge is trained on all categories: --category all")
+        if self.model in ("judge", *config.CLASSIFIERS) and self.category != "all":
+            name = "the judge" if self.model == "judge" else self.model
+            raise StudyError(f"{name} is trained on all categories: --category all")
         if self.seed < 0:
             raise StudyError(f"seed must be 0 or more, not {self.seed}")
         return self
 
     @property
     def weights(self) -> Path:
-        """Where the published weights lie; judges have a folder of their own."""
-        kind = "judge" if self.model == "judge" else "weights"
-        return paths.results(self.profile) / kind / self.id
+        """Where the published weights lie; judges and classifiers have folders of their own."""
+        return paths.results(self.profile) / self._kind("weights") / self.id
 
     @property
     def samples(self) -> Path:
-        """Where the published samples, curve and provenance lie; beside the weights of a judge."""
-        kind = "judge" if self.model == "judge" else "samples"
-        return paths.results(self.profile) / kind / self.id
+        """Where the published samples, curve and provenance lie; beside a classifier's weights."""
+        return paths.results(self.profile) / self._kind("samples") / self.id
+
+    def _kind(self, usual: str) -> str:
+        own = {"judge": "judge"} | dict.fromkeys(config.CLASSIFIERS, "classifiers")
+        return own.get(self.model, usual)
 
 
 def recipes() -> dict:
