@@ -33,7 +33,7 @@ ORDER = [
     {"evaluate"},
     {"evaluate_sets", "energy"},
     {"figures", "report", "runner"},
-    {"ablation"},
+    {"ablation", "adversarial"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,6 +11,7 @@ from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
     Estimate,
     draws_without_replacement,
+    mcnemar_test,
     paired_permutation_test,
     student_interval,
     wilson_interval,
@@ -43,6 +44,7 @@ __all__ = [
     "iou_matrix",
     "kernel_distance",
     "student_interval",
+    "mcnemar_test",
     "memorisation",
     "memoriser",
     "minimum_matching_distance",
