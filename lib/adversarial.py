@@ -72,7 +72,7 @@ class OnGrid(nn.Module):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier on the profile's model grid, its run and the hash of its weights."""
+    """A trained classifier on the profile's model grid, its run, row and ``classifier_hash``."""
 
     run: runs.Run
     row: str
@@ -87,9 +87,13 @@ def run_of(profile: config.Profile, model: str, seed: int) -> runs.Run:
     return runs.Run(profile.name, model, "all", seed).checked()
 
 
-def weights_hash(network: nn.Module) -> str:
-    """Hash of a network's class and of everything in its state."""
-    digest = hashlib.sha256(repr(network).encode())
+def classifier_hash(profile: config.Profile, model: str, network: nn.Module) -> str:
+    """Hash of a classifier: its name, its parameters in the profile, its modules and weights.
+
+    Parameters count as well as weights: how many views are averaged, say, changes the answers.
+    """
+    parameters = config.section(profile, model) if hasattr(profile, model) else {}
+    digest = hashlib.sha256(json.dumps([model, parameters, repr(network)]).encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
@@ -154,7 +158,7 @@ class Trial:
         folder = self._folder(model, name, rows, params)
         size, row = self.profile.attacks.batch, self.classifiers[model].row
         starts = range(0, len(rows), size)
-        bar = tqdm(starts, desc=f"{name}, {row}", unit="batch", leave=False)
+        bar = tqdm(starts, desc=f"{name}, {row}", unit="batch", leave=False, delay=2)
         parts = [
             _kept(folder / f"{k:04d}.npz", self._attack, model, name, rows[k : k + size], params)
             for k in bar
@@ -267,7 +271,8 @@ def gather(profile: config.Profile, load: Callable[[runs.Run], nn.Module], seed:
             absent[model] = str(error)
         else:
             network.requires_grad_(False)
-            present[model] = Classifier(run, ROWS[model], network, weights_hash(network))
+            key = classifier_hash(profile, model, network)
+            present[model] = Classifier(run, ROWS[model], network, key)
     grids = data.model_grid(split.voxels, profile.data.side)
     return Trial(profile, grids, split.labels, present, absent)
 
@@ -275,9 +280,9 @@ def gather(profile: config.Profile, load: Callable[[runs.Run], nn.Module], seed:
 def roll_call(trial: Trial) -> pd.DataFrame:
     """One line a classifier: is it here, and if not, why."""
     lines = {
-        ROWS[m]: {"weights": trial.classifiers[m].hash, "absent": ""}
+        ROWS[m]: {"hash": trial.classifiers[m].hash, "absent": ""}
         if m in trial.classifiers
-        else {"weights": "", "absent": trial.absent[m]}
+        else {"hash": "", "absent": trial.absent[m]}
         for m in trial.profile.attacks.classifiers
     }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("classifier")

@@ -663,7 +663,8 @@ def error_curves(
     _check_columns(table, ["kind", "row", "budget", "value", "low", "high"], "error_curves")
     kinds, names = list(table["kind"].unique()), list(table["row"].unique())
     with quiet_style():
-        figure, panels = _panels(len(kinds), 3, 3.1, 2.3, sharey=True)
+        per_line = 2 if len(kinds) == 4 else 3
+        figure, panels = _panels(len(kinds), per_line, 3.1, 2.3, sharey=True)
         for axes, kind in zip(panels, kinds, strict=True):
             for name, rows in table[table["kind"] == kind].groupby("row", sort=False):
                 colour = PALETTE[names.index(name) % len(PALETTE)]
