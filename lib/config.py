@@ -64,6 +64,9 @@ POSITIVE = {
     + ("sampler_batch", "sampler_lr", "max_steps"),
     "voxnet": ("epochs", "batch", "lr", "channels", "hidden"),
     "orion": ("epochs", "batch", "lr", "channels", "hidden"),
+    "attacks": ("eps", "steps", "ball_step", "shapes", "batch", "pgd_eps", "pgd_steps")
+    + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
+    + ("part_starts", "slices", "surface_shapes"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -344,6 +347,35 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class Attacks:
+    """How classifiers are attacked: table 7 of 3DWINN (Huang et al. 2019) and what we add."""
+
+    classifiers: tuple[str, ...]  # rows of table 7, and those that transfer is tried between
+    strong: tuple[str, ...]  # of these, the ones that meet the costly attacks too
+    eps: float  # of FGSM and iterative FGSM
+    steps: tuple[int, ...]  # of iterative FGSM
+    ball_step: float  # step of the reading with a ball, times eps / steps
+    table_shapes: int  # test shapes of table 7; 0 is all
+    shapes: int  # of the costly attacks, in equal shares of the categories
+    seed: int  # names which shapes these are, and every random attack
+    batch: int
+    pgd_eps: tuple[float, ...]  # ascending
+    pgd_steps: int
+    pgd_restarts: int
+    pgd_step: float  # step, times eps / steps
+    check_eps: float  # at which kinds of attacks are compared; one of pgd_eps
+    square_queries: int  # of the Square attack, a shape
+    rays_tries: int  # of RayS, a shape, without the bisections
+    flips: tuple[int, ...]  # ascending counts of flipped voxels; the gradient is taken at each
+    transfer_flips: int  # whose shapes the others see; one of flips
+    part_shares: tuple[float, ...]  # of a shape's voxels, taken away in one connected part
+    part_starts: int  # random places of such a part
+    slices: tuple[int, ...]  # widths of emptied slabs
+    surface_shapes: int  # over which the loss surface is averaged
+    surface_points: int  # a side of the loss surface
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How samples are judged."""
 
@@ -395,6 +427,7 @@ class Profile:
     voxnet: Voxnet
     orion: Orion
     ablation: Ablation
+    attacks: Attacks
     evaluation: Evaluation
     device: Device
     wanted: dict[str, Wanted]
@@ -558,10 +591,12 @@ def _check(profile: Profile, name: str) -> None:
     rules["latent.values must be 2 or more"] = profile.latent.values >= 2
     rules["latent.steps must be 3 or more"] = profile.latent.steps >= 3
     rules["latent.top must be 2 or more"] = profile.latent.top >= 2
+    rules |= _attack_rules(profile.attacks)
     for part, keys in POSITIVE.items():
         for key in keys:
             value = getattr(getattr(profile, part), key)
-            rules[f"{part}.{key} must be above 0"] = 0 < value < math.inf
+            values = value if isinstance(value, tuple) else (value,)
+            rules[f"{part}.{key} must be above 0"] = all(0 < v < math.inf for v in values)
     known = {*CATEGORIES, "all"}
     for model, wanted in profile.wanted.items():
         rules[f"wanted.{model}: unknown model"] = model in LAYOUTS
@@ -584,6 +619,27 @@ def _classifier_rules(name: str, part: Classifier, side: int) -> dict[str, bool]
         f"{name}.average must lie in [0, 1)": 0 <= part.average < 1,
         f"{name}.votes must be 1 or 4": part.votes in (1, 4),
         f"{name}.dropout must lie in [0, 1)": 0 <= getattr(part, "dropout", 0) < 1,
+    }
+
+
+def _attack_rules(attacks: Attacks) -> dict[str, bool]:
+    """Ranges of the section attacks."""
+    rules = {
+        f"attacks.{key} must be ascending, each once, and not empty": len(values) > 0
+        and list(values) == sorted(set(values))
+        for key in ("steps", "pgd_eps", "flips", "part_shares", "slices")
+        for values in [getattr(attacks, key)]
+    }
+    return rules | {
+        "attacks.strong must be among attacks.classifiers": set(attacks.strong)
+        <= set(attacks.classifiers),
+        "attacks.classifiers must name each once": len(set(attacks.classifiers))
+        == len(attacks.classifiers),
+        "attacks.check_eps must be one of pgd_eps": attacks.check_eps in attacks.pgd_eps,
+        "attacks.transfer_flips must be one of flips": attacks.transfer_flips in attacks.flips,
+        "attacks.part_shares must be below 1": all(s < 1 for s in attacks.part_shares),
+        "attacks.table_shapes must be 0 or more": attacks.table_shapes >= 0,
+        "attacks.surface_points must be 2 or more": attacks.surface_points >= 2,
     }
 
 

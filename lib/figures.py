@@ -33,6 +33,7 @@ from lib.voxel import exposed_faces
 AZIMUTH, ELEVATION = -125.0, 25.0  # degrees
 LIGHT = np.array([-0.32, -0.56, 0.76])  # towards the light, from the upper right; about a unit
 AMBIENT, DIFFUSE = 0.42, 0.78
+ADDED, REMOVED = "#d9482b", "#f2c14e"  # voxels marked as newly filled, as newly emptied
 PALETTE = ("#5b84b1", "#d08a5b", "#6fa287", "#a583b5", "#c9a94e", "#5aa0a8", "#c4737f", "#8a8f98")
 INK, MUTED, FAINT = "#2b2f36", "#7a808a", "#d9dce1"
 MARK = "#d0342c"  # voxels that a picture points at
@@ -190,6 +191,7 @@ def _openness(grid: np.ndarray, voxels: np.ndarray, normals: np.ndarray) -> np.n
 
 
 def _shades(grid, normals, voxels, colour, mark=None) -> np.ndarray:
+def _shades(grid, normals, voxels, colour, marks=None) -> np.ndarray:
     """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
     light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
     light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
@@ -197,17 +199,40 @@ def _shades(grid, normals, voxels, colour, mark=None) -> np.ndarray:
     base = np.array(to_rgb(colour))
     if mark is not None:
         base = np.where(mark[tuple(voxels.T)][:, None], to_rgb(MARK), base)
+    base = _colours(voxels, colour, marks)
     tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
     return np.clip(tinted * light[:, None], 0.0, 1.0)
 
 
+def _colours(voxels: np.ndarray, colour: str, marks) -> np.ndarray:
+    """Return the RGB (F, 3) of the voxels (F, 3): the shape's colour, or that of their mark."""
+    table = np.array([to_rgb(colour), to_rgb(ADDED), to_rgb(REMOVED)])
+    return table[0] if marks is None else table[np.asarray(marks)[tuple(voxels.T)]]
+
+
+def changed(before, after) -> tuple[np.ndarray, np.ndarray]:
+    """Return shapes with all voxels of either state, and the marks of those that changed.
+
+    before, after: bool (N, D, D, D). Marks are int8 of the same size: 1 where a voxel was added,
+    2 where one was removed, 0 elsewhere; removed voxels are drawn too.
+    """
+    before = _checked_shapes(before, "changed, before")
+    after = _checked_shapes(after, "changed, after")
+    if before.shape != after.shape:
+        raise StudyError(f"changed: {before.shape} before and {after.shape} after; give pairs.")
+    marks = (after & ~before) + 2 * (before & ~after).astype(np.int8)
+    return before | after, marks.astype(np.int8)
+
+
 def draw_shape(
     axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None, mark=None
+    axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None, marks=None
 ):
     """Draw one shape into a square of the axes and return its PolyCollection.
 
     grid: bool (D, D, D), not empty; centre and size: the square, in data units; scale: data units
     a voxel, by default such that the shape fills the square; mark: bool (D, D, D), voxels in red.
+    a voxel, by default such that the shape fills the square; marks: int (D, D, D), see `changed`.
     """
     corners, normals, voxels = visible_faces(grid)
     right, up, _ = camera()
@@ -216,6 +241,7 @@ def draw_shape(
     scale = scale or size / (high - low).max()
     polygons = (flat - (low + high) / 2) * scale + np.asarray(centre)
     colours = _shades(np.asarray(grid, bool), normals, voxels, colour, mark)
+    colours = _shades(np.asarray(grid, bool), normals, voxels, colour, marks)
     # Edges in the colour of the face close the hairlines that antialiasing leaves between them.
     faces = PolyCollection(polygons, facecolors=colours, edgecolors=colours, linewidths=0.35)
     faces.set_joinstyle("round")
@@ -251,6 +277,9 @@ def gallery(
     label -> colour, else the palette in turn; marks: label -> bool (N, D, D, D), voxels to draw in
     red; cell: inches a shape; same_scale: draw all with
     one voxel size, else each fills its cell. An empty grid shows the word "empty".
+    label -> colour, else the palette in turn; marks: label -> voxels to show as added or removed,
+    see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, else each fills
+    its cell. An empty grid shows the word "empty".
     Raises StudyError for shapes that are not boolean cubes and for lists of the wrong length.
     """
     rows = {name: _checked_shapes(s, f"gallery row '{name}'") for name, s in rows.items()}
@@ -295,6 +324,8 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     upright = Affine2D().scale(1, -1) + axes.transData
     for grid, x, y, colour, caption, mark in cells:
         _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark)
+    for grid, x, y, colour, caption, marked in cells:
+        _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marked)
     for name, y in heads:
         axes.text(0.06 - label, y, name, va="center", ha="left", fontsize=9, linespacing=1.3)
     for k, text in enumerate(titles or ()):
@@ -308,6 +339,10 @@ def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark) -> None:
     if grid.any():
         faces = draw_shape(
             axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, mark=mark
+def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
+    if grid.any():
+        faces = draw_shape(
+            axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, marks=marks
         )
         faces.set_transform(upright)
     else:
@@ -343,20 +378,31 @@ def _smallest(array: np.ndarray) -> np.ndarray:
     return array.astype(np.min_scalar_type(int(array.max(initial=0))))
 
 
-def _mesh(grid: np.ndarray, name: str, colour: str) -> go.Mesh3d:
+def _mesh(grid: np.ndarray, name: str, colour: str, marks=None) -> go.Mesh3d:
     """Return the exposed faces of a grid as a plotly mesh, two triangles a face."""
     vertices, quads = exposed_faces(grid)
     x, y, z = _smallest(np.asarray(vertices).reshape(-1, 3)).T.copy()
     triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     i, j, k = _smallest(triangles).T.copy()
+    each = {} if marks is None else {"facecolor": _face_colours(vertices, quads, colour, marks)}
     return go.Mesh3d(
         x=x, y=y, z=z, i=i, j=j, k=k, name=name, color=colour, flatshading=True, hoverinfo="skip",
+        **each,
         lighting={"ambient": 0.58, "diffuse": 0.68, "specular": 0.03, "roughness": 0.9,
                   "fresnel": 0.02},
         # plotly takes the light in the camera's clip space, so it turns with the camera; there
         # one unit of depth is about a thousand times one of width. From above, before the shape.
         lightposition={"x": -8000, "y": 48000, "z": -100},
     )  # fmt: skip
+
+
+def _face_colours(vertices, quads, colour: str, marks) -> list[str]:
+    """Return a colour for each triangle of `_mesh`, by the mark of its voxel."""
+    corners = np.asarray(vertices, dtype=np.int64)[quads]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 1])
+    voxels = (corners.sum(1) - 2 * (normals + 1)) // 4  # as in `visible_faces`
+    named = np.array([colour, ADDED, REMOVED])[np.asarray(marks)[tuple(voxels.T)]]
+    return [*named.tolist(), *named.tolist()]
 
 
 def _scene(size: int) -> dict:
@@ -372,15 +418,20 @@ def _scene(size: int) -> dict:
     }  # fmt: skip
 
 
-def viewer(shapes, names: Sequence[str] | None = None, *, colour: str = "#82a7d0") -> go.Figure:
+def viewer(
+    shapes, names: Sequence[str] | None = None, *, colour: str = "#82a7d0", marks=None
+) -> go.Figure:
     """Return a plotly figure that shows one shape at a time, to be turned by hand.
 
-    shapes: bool (N, D, D, D); names: N entries of the menu, by default "shape 1" to "shape N".
+    shapes: bool (N, D, D, D); names: N entries of the menu, by default "shape 1" to "shape N";
+    marks: int (N, D, D, D), voxels to show as added or removed, see `changed`.
     """
     shapes = _checked_shapes(shapes, "viewer")
     _check_length(names, len(shapes), "viewer", "names")
     names = list(names or [f"shape {n + 1}" for n in range(len(shapes))])
-    meshes = [_mesh(grid, name, colour) for grid, name in zip(shapes, names, strict=True)]
+    _check_length(marks, len(shapes), "viewer", "marks")
+    each = [None] * len(shapes) if marks is None else marks
+    meshes = [_mesh(*one, colour, mark) for *one, mark in zip(shapes, names, each, strict=True)]
     for mesh in meshes[1:]:
         mesh.visible = False
     shown = np.eye(len(names), dtype=bool).tolist()
@@ -405,21 +456,25 @@ def figure_json(figure: go.Figure) -> str:
     return json.dumps(parts, cls=PlotlyJSONEncoder, sort_keys=True, separators=(",", ":"))
 
 
-def display_shapes(shapes, names: Sequence[str] | None = None, *, columns: int = 8) -> None:
+def display_shapes(
+    shapes, names: Sequence[str] | None = None, *, columns: int = 8, marks=None
+) -> None:
     """Show shapes in a notebook: a static gallery, then the viewer for those who can turn it.
 
-    shapes: bool (N, D, D, D). Both outputs carry no random identifier, so that an executed
-    notebook is the same each time; a site that shows no plotly shows the picture and one line.
+    shapes: bool (N, D, D, D); marks as in `viewer`. Both outputs carry no random identifier, so
+    that an executed notebook is the same each time; a site that shows no plotly shows the picture
+    and one line.
     """
     from IPython.display import display
 
     shapes = _checked_shapes(shapes, "display_shapes")
     _check_length(names, len(shapes), "display_shapes", "names")
     names = list(names or [f"shape {n + 1}" for n in range(len(shapes))])
-    still = gallery({"": shapes}, columns, captions={"": names}, cell=1.5)
+    marked = None if marks is None else {"": marks}
+    still = gallery({"": shapes}, columns, captions={"": names}, marks=marked, cell=1.5)
     line = f"The same in three dimensions: {', '.join(names)} (open the notebook in Jupyter)."
     display({"image/png": png_bytes(still), "text/plain": ", ".join(names)}, raw=True)
-    turnable = json.loads(figure_json(viewer(shapes, names)))
+    turnable = json.loads(figure_json(viewer(shapes, names, marks=marks)))
     display({"application/vnd.plotly.v1+json": turnable, "text/plain": line}, raw=True)
 
 
@@ -635,6 +690,69 @@ def reliability_diagram(bins: Mapping[str, np.ndarray], *, title: str | None = N
             axes.scatter(b["confidence"], b["accuracy"], s=area, color=PALETTE[0], alpha=0.7)
             axes.set(title=name, xlabel="probability", xlim=(0, 1.03), ylim=(0, 1.05))
         panels[0].set_ylabel("share right")
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def error_curves(
+    table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "error", log=(), title=None
+) -> Figure:
+    """Draw the error of classifiers over a budget with its interval, one panel a kind.
+
+    table: DataFrame with columns kind, row, budget, value, low, high; xlabel: of all panels, else
+    "budget"; log: kinds whose budgets (above 0) have a logarithmic axis.
+    """
+    _check_columns(table, ["kind", "row", "budget", "value", "low", "high"], "error_curves")
+    kinds, names = list(table["kind"].unique()), list(table["row"].unique())
+    with quiet_style():
+        per_line = 2 if len(kinds) == 4 else 3
+        figure, panels = _panels(len(kinds), per_line, 3.1, 2.3, sharey=True)
+        for axes, kind in zip(panels, kinds, strict=True):
+            for name, rows in table[table["kind"] == kind].groupby("row", sort=False):
+                colour = PALETTE[names.index(name) % len(PALETTE)]
+                axes.fill_between(
+                    rows["budget"], rows["low"], rows["high"], color=colour, alpha=0.2
+                )
+                axes.plot(rows["budget"], rows["value"], "o-", ms=3, color=colour, label=name)
+            axes.set(title=kind, xlabel=xlabel or "budget", ylim=(-0.03, 1.03))
+            axes.set_xscale("log" if kind in log else "linear")
+        panels[0].set_ylabel(ylabel)
+        panels[0].legend()
+        if title:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def surfaces(
+    values: Mapping[str, np.ndarray], extents, *, xlabel="", ylabel="", title=None
+) -> Figure:
+    """Draw functions of two variables as shaded squares with contours, one panel a label.
+
+    values: label -> finite (n, n), first index along y; extents: (n,), ascending, of both axes.
+    All panels share the scale of their colours.
+    """
+    n = len(extents)
+    for name, one in values.items():
+        if np.shape(one) != (n, n) or not np.isfinite(one).all():
+            raise StudyError(f"surfaces '{name}': size {np.shape(one)}; give finite ({n}, {n}).")
+    if not values:
+        raise StudyError("surfaces: nothing to draw; give at least one label.")
+    low, high = min(np.min(v) for v in values.values()), max(np.max(v) for v in values.values())
+    levels = np.linspace(low, high if high > low else low + 1, 12)
+    shades = LinearSegmentedColormap.from_list("quiet", ["#ffffff", PALETTE[0], "#2f4f75"])
+    with quiet_style():
+        figure, panels = _panels(len(values), 3, 3.0, 2.6, sharey=True)
+        for axes, (name, one) in zip(panels, values.items(), strict=True):
+            drawn = axes.contourf(extents, extents, one, levels=levels, cmap=shades)
+            axes.plot(0, 0, "+", color=INK)
+            axes.set(title=name, xlabel=xlabel)
+        panels[0].set_ylabel(ylabel)
+        figure.colorbar(drawn, ax=list(panels), label="loss")
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -29,9 +29,12 @@ TITLES = {
     "memorisation": "Memorisation",
     "cost": "Cost",
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
+    "adversarial": "Adversarial errors and correction rates (Table 7 of 3DWINN)",
 }
 # Tables over all ten categories, whatever categories a profile generates.
+# Tables whose classifiers answer for all ten categories in every profile.
 WHOLE = ("supervised",)
+WHOLE = ("adversarial",)
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
 
 
@@ -248,10 +251,10 @@ def _footnote(rows: pd.DataFrame) -> str:
     against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
     sizes = sorted({int(float(n)) for n in run["n_samples"] if n})
     judges = sorted({j for j in run["judge"] if j})
+    asked = f"; judge {', '.join(judges)}" if judges else ""
     return (
-        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets; "
-        f"judge {', '.join(judges)}. An empty cell was not run in this profile, or has too few "
-        "shapes for this n.\n"
+        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets{asked}. An empty "
+        "cell was not run in this profile, or has too few shapes for this n.\n"
     )
 
 

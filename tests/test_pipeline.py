@@ -34,7 +34,7 @@ ORDER = [
     {"evaluate_sets", "energy", "classify"},
     {"supervised"},
     {"figures", "report", "runner"},
-    {"ablation"},
+    {"ablation", "adversarial"},
     {"cli"},
     {"__main__"},
 ]

@@ -132,3 +132,21 @@ def student_interval(values):
         return Estimate(mean, float("nan"), float("nan"))
     half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half)
+
+
+def mcnemar_test(wrong_a, wrong_b):
+    """Two-sided exact p-value that two classifiers err equally often on the same items.
+
+    wrong_a, wrong_b: bool (n,), the errors of each. Only items on which one errs and the other
+    does not count; where there is none, p is 1. Raises StudyError for different lengths.
+
+    Source: McNemar 1947, Psychometrika 12, 153-157, with the binomial distribution itself.
+    """
+    wrong_a, wrong_b = np.asarray(wrong_a, bool), np.asarray(wrong_b, bool)
+    if wrong_a.shape != wrong_b.shape or wrong_a.ndim != 1:
+        raise StudyError(
+            f"errors of sizes {wrong_a.shape} and {wrong_b.shape}: pairs need one each"
+        )
+    only_a = int((wrong_a & ~wrong_b).sum())
+    differing = int((wrong_a ^ wrong_b).sum())
+    return float(stats.binomtest(only_a, differing).pvalue) if differing else 1.0
