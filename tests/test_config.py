@@ -17,6 +17,7 @@ SECTIONS = (
     config.Desnet3d,
     config.Winn3d,
     config.Beyond,
+    config.Features,
     config.Ablation,
     config.Evaluation,
     config.Device,
