@@ -83,6 +83,8 @@ class Found:
 def near_groups(split: data.Split) -> np.ndarray:
     """A number (N,) for every shape, equal for shapes linked by an overlap of .95 or more."""
     near = np.flatnonzero(split.duplicate >= data.NEAR[0])
+    if not len(near):
+        return np.arange(len(split.labels))
     flat = split.voxels[near].reshape(len(near), -1)
     i, j, _ = data.overlaps(flat, flat, data.NEAR[0])
     graph = coo_array((np.ones(len(i)), (near[i], near[j])), shape=(len(split.labels),) * 2)
@@ -115,7 +117,8 @@ def feature_runs(profile: config.Profile) -> list[runs.Run]:
         feature = features.of_model(run.model, profile)
         if run.seed or feature is None or run.category not in ("all", "chair"):
             continue
-        if features.is_stored(run, feature) and found.get(run.model, run).category != "all":
+        before = found.get(run.model)
+        if features.is_stored(run, feature) and (before is None or before.category != "all"):
             found[run.model] = run
     return [found[m] for m in runs.MODELS if m in found]
 

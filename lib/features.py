@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool3d, adaptive_max_pool3d, max_pool3d, pad
 
 from lib import config, data, voxel
-from lib.models import gan3d, winn3d
 from lib.models.desnet3d import Descriptor, same_padding
-from lib.train import checkpoint, runs
+from lib.models.gan3d import Discriminator
+from lib.models.winn3d import LAST, Critic, normalise_activate_pool
+from lib.train import beyond, checkpoint, desnet3d, gan3d, runs, winn3d
 
 MARGIN = 3  # of the ModelNet layout
+# Modules whose untrained networks are controls; imported here, so that changes of theirs show.
+STARTS = {"gan3d": gan3d, "desnet3d": desnet3d, "winn3d": winn3d, "beyond": beyond}
 
 
-def winn3d_features(critic: winn3d.Critic, x: Tensor) -> Tensor:
+def winn3d_features(critic: Critic, x: Tensor) -> Tensor:
     """The last convolution of 3DWINN, 2048 at 32^3 (Huang et al. 2019, text on Table 6)."""
     return critic.features(x)
 
 
-def gan3d_features(discriminator: gan3d.Discriminator, x: Tensor) -> Tensor:
+def gan3d_features(discriminator: Discriminator, x: Tensor) -> Tensor:
     """All responses of 3D-GAN's discriminator but the first, pooled to 2^3 each (Wu et al. 2016).
 
     At 64^3 these are the second, third and fourth convolution under maxima of 8, 4 and 2 voxels,
@@ -54,12 +57,12 @@ def code_features(encoder: nn.Module, x: Tensor) -> Tensor:
     return encoder.codes(x)
 
 
-def layer_features(critic: winn3d.Critic, x: Tensor) -> Tensor:
+def layer_features(critic: Critic, x: Tensor) -> Tensor:
     """Ours: every block of the critic but the first, wide maps as the means of 4^3 boxes."""
-    x = critic.centred(x).contiguous(memory_format=winn3d.LAST)
+    x = critic.centred(x).contiguous(memory_format=LAST)
     found = []
     for i, (convolution, norm) in enumerate(zip(critic.convolutions, critic.norms, strict=True)):
-        x = winn3d.normalise_activate_pool(convolution(x), norm, critic.slope, pool=i > 0)
+        x = normalise_activate_pool(convolution(x), norm, critic.slope, pool=i > 0)
         if i > 0:
             found.append((adaptive_avg_pool3d(x, 4) if x.shape[-1] > 4 else x).flatten(1))
     return torch.cat(found, 1)
@@ -97,7 +100,7 @@ def load_network(run: runs.Run, profile: config.Profile, name: str) -> nn.Module
 
 def untrained(name: str, profile: config.Profile, split: data.Split) -> nn.Module:
     """The network of ``of_model`` before the first step of training on a split with seed 0."""
-    task = runs.model(name).task(profile, split, 0, torch.device("cpu"))
+    task = STARTS[name].MODEL.task(profile, split, 0, torch.device("cpu"))
     return task.networks[of_model(name, profile).network]
 
 

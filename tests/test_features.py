@@ -1,4 +1,4 @@
-"""Features: sizes as published, pooling on hand-made maps, and what extraction must not depend on."""
+"""Features: sizes as published, pooling on hand-made maps, and what extraction ignores."""
 
 import numpy as np
 import pytest
