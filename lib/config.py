@@ -67,6 +67,7 @@ POSITIVE = {
     "attacks": ("eps", "steps", "ball_step", "shapes", "batch", "pgd_eps", "pgd_steps")
     + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
     + ("part_starts", "slices", "surface_shapes"),
+    "features": ("c", "draws", "pca", "epochs", "epoch_lr"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -333,6 +334,22 @@ class Orion(Voxnet):
 
 
 @dataclass(frozen=True)
+class Features:
+    """Linear classifiers on features that were learned without labels."""
+
+    n_train: int  # training shapes of each category that fit the classifiers; 0 is all
+    c: float  # of the SVM, as published
+    cs: tuple[float, ...]  # from which cross-validation chooses; ascending, with c
+    logistic_cs: tuple[float, ...]  # of the logistic regression, from which it chooses
+    folds: int
+    shares: tuple[float, ...]  # of the labels, beside all of them
+    draws: int  # of each share
+    pca: int  # principal components of the voxels
+    epochs: int  # of the softmax layer without penalty
+    epoch_lr: float
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
 
@@ -426,6 +443,7 @@ class Profile:
     introspective: Introspective
     voxnet: Voxnet
     orion: Orion
+    features: Features
     ablation: Ablation
     attacks: Attacks
     evaluation: Evaluation
@@ -553,6 +571,14 @@ def _check(profile: Profile, name: str) -> None:
             (*profile.desnet3d.kernels, *profile.desnet3d.strides), default=0
         )
         >= 1,
+        "features.n_train must be 0 or more": profile.features.n_train >= 0,
+        "features.cs must ascend from above 0 and hold features.c": _ascends(profile.features.cs)
+        and profile.features.c in profile.features.cs,
+        "features.logistic_cs must ascend from above 0": _ascends(profile.features.logistic_cs),
+        "features.shares must ascend from above 0 to below 1": _ascends(
+            (*profile.features.shares, 1.0)
+        ),
+        "features.folds must be 2 or more": profile.features.folds >= 2,
     }
     for model in CLASSIFIERS:
         rules |= _classifier_rules(model, getattr(profile, model), profile.data.side)
@@ -641,6 +667,12 @@ def _attack_rules(attacks: Attacks) -> dict[str, bool]:
         "attacks.table_shapes must be 0 or more": attacks.table_shapes >= 0,
         "attacks.surface_points must be 2 or more": attacks.surface_points >= 2,
     }
+
+
+def _ascends(values: tuple[float, ...]) -> bool:
+    """True for positive finite numbers, at least one, each above the one before."""
+    pairs = zip((0.0, *values), (*values, math.inf), strict=True)
+    return len(values) > 0 and all(low < high for low, high in pairs)
 
 
 def with_changes(profile: Profile, **changes: dict) -> Profile:

@@ -374,16 +374,21 @@ def generation_tables(gallery: Gallery) -> dict[str, list[dict]]:
     }
 
 
+def test_columns(test: data.Split) -> dict[str, np.ndarray]:
+    """The test shapes (N,) that each column of accuracy counts."""
+    return {
+        "all": np.ones(len(test.labels), bool),
+        "exact duplicates removed": test.duplicate < 1,
+        "IoU .95 removed": test.duplicate < 0.95,
+    }
+
+
 def accuracy_columns(judge: Judge, profile: config.Profile) -> dict[str, tuple[int, int]]:
     """Correct answers and number of test shapes: all, exact duplicates removed, IoU .95 removed."""
     test = heldout.load_test(profile.data)
     right = judge.see(test.voxels).probabilities.argmax(1) == test.labels
-    keep = {
-        "all": np.ones(len(right), bool),
-        "exact duplicates removed": test.duplicate < 1,
-        "IoU .95 removed": test.duplicate < 0.95,
-    }
-    return {name: (int(right[rows].sum()), int(rows.sum())) for name, rows in keep.items()}
+    columns = test_columns(test)
+    return {name: (int(right[rows].sum()), int(rows.sum())) for name, rows in columns.items()}
 
 
 def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:

@@ -807,3 +807,30 @@ def strips(values: Mapping[str, np.ndarray], *, xlabel="", linear=None, title=No
         if linear is not None:
             axes.set_xscale("symlog", linthresh=linear)
     return figure
+
+
+def label_curves(table: pd.DataFrame, *, label="accuracy", title=None) -> Figure:
+    """Draw a metric by the share of the labels, one line with intervals a row (method).
+
+    table: DataFrame with columns row, share in (0, 1], value, low, high; the axis of shares is
+    logarithmic. Rows are set a little apart, so that their intervals can be told apart.
+    """
+    _check_columns(table, ["row", "share", "value", "low", "high"], "label_curves")
+    names = list(table["row"].unique())
+    shares = sorted(table["share"].unique())
+    with quiet_style():
+        figure = Picture(6.8, 3.4, layout="constrained")
+        axes = figure.add_subplot(xlabel="share of the labels", ylabel=label, title=title or "")
+        for k, name in enumerate(names):
+            rows = table[table["row"] == name].sort_values("share")
+            x = rows["share"] * 1.03 ** (k - (len(names) - 1) / 2)
+            ends = np.stack([rows["value"] - rows["low"], rows["high"] - rows["value"]])
+            style = ("-", "--", ":")[k // len(PALETTE) % 3]
+            colour = PALETTE[k % len(PALETTE)]
+            axes.errorbar(x, rows["value"], ends, color=colour, ls=style, marker="o", ms=3.5,
+                          elinewidth=0.9, label=name)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks(shares, [f"{100 * s:g} %" for s in shares])
+        axes.minorticks_off()
+        figure.legend(loc="outside right upper")
+    return figure

@@ -20,6 +20,7 @@ SECTIONS = (
     config.Table1,
     config.Introspective,
     config.Orion,
+    config.Features,
     config.Ablation,
     config.Evaluation,
     config.Device,

@@ -33,6 +33,8 @@ ORDER = [
     {"evaluate"},
     {"evaluate_sets", "energy", "classify"},
     {"supervised"},
+    {"features", "linear"},
+    {"evaluate_sets", "evaluate_features", "energy"},
     {"figures", "report", "runner"},
     {"ablation", "adversarial"},
     {"cli"},

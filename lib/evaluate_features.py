@@ -1,0 +1,339 @@
+"""Rows of table ``unsupervised``: categories told apart by features learned without labels.
+
+Every row of features meets the same linear classifiers, fitted on the official training split of
+all ten categories, validation part included: nothing is chosen on that part alone, only by
+cross-validation with near duplicates in one fold. The test split decides nothing, but in the
+figures that are marked as not valid and show what such a choice would have claimed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lib import config, data, device, evaluate, features, heldout, linear, metrics, rng
+from lib.metrics import Estimate
+from lib.train import runs
+
+# What the papers do with their features: classifier, scaling, and how C is found.
+PAPER, VALIDATED = "C as published", "C by cross-validation"
+PROTOCOLS = {
+    "winn3d": f"raw, {PAPER}",
+    "gan3d": f"raw, {VALIDATED}",  # neither scaling nor C is stated
+    "desnet3d": f"logistic, {VALIDATED}",
+}
+LOGISTIC = "logistic"
+# Features differ in scale, and C has one value here: equal scales make the shares comparable.
+SHARES_SCALING = "standardised"
+N_PERMUTATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """Features of both splits (N, F), (M, F) under the name of their row.
+
+    protocol: what the row's paper does with them; None for rows without a paper, ours and the
+    controls, for which cross-validation chooses the scaling too.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    note: str
+    protocol: str | None = None
+    run_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is told apart: both splits, the folds (N,), and masks (M,) of the test columns."""
+
+    profile: config.Profile
+    train: data.Split
+    test: data.Split
+    fold: np.ndarray
+    columns: dict[str, np.ndarray]
+
+
+@dataclass
+class Found:
+    """What was found of a row; its features are gone.
+
+    answers: protocol -> categories (M,) of the test shapes; validated: protocol -> accuracy in
+    cross-validation; notes: protocol -> the C that was used. chosen: the protocol that stands in
+    the table. invalid: what a choice on the test split claims -> its answers (M,), how many it
+    chose from, and the protocol of the honest choice. shares: share of the labels -> accuracies
+    (draws,).
+    """
+
+    row: str
+    note: str
+    run_ids: tuple[str, ...]
+    chosen: str = ""
+    answers: dict[str, np.ndarray] = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    invalid: dict[str, tuple[np.ndarray, int, str]] = field(default_factory=dict)
+    shares: dict[float, np.ndarray] = field(default_factory=dict)
+
+
+def near_groups(split: data.Split) -> np.ndarray:
+    """A number (N,) for every shape, equal for shapes linked by an overlap of .95 or more."""
+    near = np.flatnonzero(split.duplicate >= data.NEAR[0])
+    if not len(near):
+        return np.arange(len(split.labels))
+    flat = split.voxels[near].reshape(len(near), -1)
+    i, j, _ = data.overlaps(flat, flat, data.NEAR[0])
+    graph = coo_array((np.ones(len(i)), (near[i], near[j])), shape=(len(split.labels),) * 2)
+    return connected_components(graph, directed=False)[1]
+
+
+def task(profile: config.Profile) -> Task:
+    """Both splits of all ten categories, and the folds of cross-validation.
+
+    ``features.n_train`` takes the first shapes of every category; 0 takes all.
+    """
+    train, test = data.load_train(profile.data), heldout.load_test(profile.data)
+    settings = profile.features
+    if settings.n_train:
+        rows = [
+            np.flatnonzero(train.labels == k)[: settings.n_train] for k in np.unique(train.labels)
+        ]
+        train = train.where(np.sort(np.concatenate(rows)))
+    fold = linear.folds(train.labels, near_groups(train), settings.folds, "features")
+    return Task(profile, train, test, fold, evaluate.test_columns(test))
+
+
+def feature_runs(profile: config.Profile) -> list[runs.Run]:
+    """The trained run of every model with features: of all categories, else of chairs alone.
+
+    First seeds only. Weights of these runs travel, so the table does not depend on the machine.
+    """
+    found = {}
+    for run in evaluate.trained_runs(profile):
+        feature = features.of_model(run.model, profile)
+        if run.seed or feature is None or run.category not in ("all", "chair"):
+            continue
+        before = found.get(run.model)
+        if features.is_stored(run, feature) and (before is None or before.category != "all"):
+            found[run.model] = run
+    return [found[m] for m in runs.MODELS if m in found]
+
+
+def trained_rows(where: Task, progress=iter) -> Iterator[Row]:
+    """A row for every model with features, and for our own a second one of several layers."""
+    for run in feature_runs(where.profile):
+        feature = features.of_model(run.model, where.profile)
+        network = features.load_network(run, where.profile, feature.network)
+        joint = run.category == "all"
+        name = runs.MODELS[run.model] + ("" if joint else f" ({run.category} only)")
+        note = f"features trained on {'all ten categories' if joint else run.category + ' only'}"
+        common = dict(note=note, run_ids=(run.id,))
+        protocol = PROTOCOLS.get(run.model)
+        yield _row(where, name, feature.function, network, progress, protocol=protocol, **common)
+        if run.model == "beyond":
+            several = features.layer_features
+            yield _row(where, f"{name}, layers", several, network, progress, **common)
+
+
+def control_rows(where: Task, progress=iter) -> Iterator[Row]:
+    """Rows of what nobody trained: voxels, their principal components, untrained networks."""
+    flat = [features.flat_voxels(split.voxels) for split in (where.train, where.test)]
+    yield Row("raw voxels", *flat, note="no features")
+    n = where.profile.features.pca
+    parts = features.principal_components(*flat, n)
+    yield Row(f"PCA-{n} of the voxels", *parts, note=f"{parts[0].shape[1]} components")
+    for model in ("winn3d", "gan3d"):
+        network = features.untrained(model, where.profile, where.train)
+        note = "random weights, seed 0"
+        name, function = (
+            f"untrained {runs.MODELS[model]}",
+            features.of_model(model, where.profile)[0],
+        )
+        yield _row(where, name, function, network, progress, note=note)
+        if model == "winn3d":
+            several = features.layer_features
+            yield _row(where, f"{name}, layers", several, network, progress, note=note)
+
+
+def _row(where: Task, name: str, function, network, progress, **rest) -> Row:
+    network = network.to(device.pick(where.profile.device))
+    side = where.profile.data.side
+    splits = (
+        features.extract(function, network, split.voxels, side, progress=progress)
+        for split in (where.train, where.test)
+    )
+    return Row(name, *splits, **rest)
+
+
+def classify(where: Task, row: Row) -> Found:
+    """All classifiers on one row of features: every scaling, with C as published and validated."""
+    found = Found(row.name, row.note, row.run_ids)
+    for scaling in linear.SCALINGS:
+        _support_vectors(where, row, scaling, found)
+    if row.protocol and row.protocol.startswith(LOGISTIC):
+        _logistic(where, row, found)
+    validated = {p: v for p, v in found.validated.items() if p.endswith(VALIDATED)}
+    found.chosen = row.protocol or max(validated, key=validated.get)
+    return found
+
+
+def _support_vectors(where: Task, row: Row, scaling: str, found: Found) -> None:
+    """A linear SVM a category against the rest, on features of one scaling."""
+    settings, labels = where.profile.features, where.train.labels
+    train, test = linear.scaled(scaling, row.train, row.test)
+    kernel, across = linear.gram(train, train), linear.gram(test, train)
+    validated = linear.cross_validated(kernel, labels, where.fold, settings.cs)
+    answers = (across @ linear.one_versus_rest(kernel, labels, settings.cs)).argmax(2)
+    for how, i in ((PAPER, settings.cs.index(settings.c)), (VALIDATED, int(validated.argmax()))):
+        name = f"{scaling}, {how}"
+        found.answers[name], found.validated[name] = answers[i], float(validated[i])
+        found.notes[name] = f"linear SVM, {scaling} features, C = {settings.cs[i]:g}"
+    right = (answers == where.test.labels).sum(1)
+    claim = f"{scaling}, best C on the test split"
+    found.invalid[claim] = answers[right.argmax()], len(answers), f"{scaling}, {VALIDATED}"
+    if scaling == SHARES_SCALING:
+        found.shares = _shares(where, kernel, across)
+
+
+def _shares(where: Task, kernel: np.ndarray, across: np.ndarray) -> dict[float, np.ndarray]:
+    """Accuracies (draws,) of the SVM with C as published, for every share of the labels.
+
+    The draws are the same for all rows.
+    """
+    settings, labels = where.profile.features, where.train.labels
+    out = {}
+    for share in settings.shares:
+        out[share] = np.empty(settings.draws)
+        for k in range(settings.draws):
+            generator = rng.numpy_generator("features", "labels", f"{share:g}", k)
+            rows = linear.stratified_draw(labels, share, generator)
+            a = linear.one_versus_rest(kernel[np.ix_(rows, rows)], labels[rows], (settings.c,))[0]
+            out[share][k] = ((across[:, rows] @ a).argmax(1) == where.test.labels).mean()
+    return out
+
+
+def _logistic(where: Task, row: Row, found: Found) -> None:
+    """DescriptorNet's softmax layer with a penalty; and as released, without, epoch by epoch."""
+    settings, labels = where.profile.features, where.train.labels
+    train, test = linear.scaled("standardised", row.train, row.test)
+    cs, name = settings.logistic_cs, f"{LOGISTIC}, {VALIDATED}"
+    validated = linear.cross_validated_logistic(train, labels, where.fold, cs)
+    c = cs[int(validated.argmax())]
+    found.answers[name] = linear.logistic(train, labels, c).predict(test)
+    found.validated[name] = float(validated.max())
+    found.notes[name] = f"multinomial logistic regression, standardised features, C = {c:g}"
+    epochs = linear.softmax_epochs(train, labels, test, settings.epochs, settings.epoch_lr)
+    right = (epochs == where.test.labels).sum(1)
+    found.answers[last := f"{LOGISTIC}, no penalty, last epoch"] = epochs[-1]
+    found.notes[last] = f"softmax layer, standardised features, {len(epochs)} epochs of Adam"
+    claim = f"{LOGISTIC}, best epoch on the test split"
+    found.invalid[claim] = epochs[right.argmax()], len(epochs), last
+
+
+def classify_all(profile: config.Profile, progress=iter) -> tuple[Task, list[Found]]:
+    """Every row of features through every classifier; ``progress`` wraps the batches of shapes."""
+    where = task(profile)
+    found = [classify(where, row) for row in control_rows(where, progress)]
+    return where, found + [classify(where, row) for row in trained_rows(where, progress)]
+
+
+def table_rows(where: Task, found: list[Found]) -> Iterable[dict]:
+    """Rows of table ``unsupervised``: accuracies on the test split.
+
+    Intervals are Wilson's over test shapes; over draws of labels, percentiles.
+    """
+    for row in found:
+        for name, keep in where.columns.items():
+            metric = "accuracy" if name == "all" else f"accuracy, {name}"
+            note = f"{row.notes[row.chosen]}; {row.note}"
+            yield _cell(where, row, metric, row.answers[row.chosen], note, keep, name == "all")
+        for protocol, answers in row.answers.items():
+            note = row.notes[protocol]
+            if protocol in row.validated:
+                note += f"; {100 * row.validated[protocol]:.1f} % in cross-validation"
+            yield _cell(where, row, f"accuracy, {protocol}", answers, note)
+        for claim, (answers, n, _) in row.invalid.items():
+            note = f"not valid: the best of {n} on the test split itself"
+            yield _cell(where, row, f"not valid: accuracy, {claim}", answers, note)
+        for share, values in row.shares.items():
+            note = f"linear SVM, {SHARES_SCALING} features, C as published, {len(values)} draws"
+            common = _common(where, row, f"accuracy, {100 * share:g} % of labels", note)
+            yield common | dict(
+                estimate=Estimate.of_draws(values), n_samples=len(where.test.labels)
+            )
+
+
+def _cell(
+    where, row, metric: str, answers: np.ndarray, note: str, keep=None, headline=False
+) -> dict:
+    """The share of right answers among the test shapes that ``keep`` marks, with its interval."""
+    right = answers == where.test.labels
+    right = right if keep is None else right[keep]
+    estimate = metrics.wilson_interval(int(right.sum()), len(right))
+    common = _common(where, row, metric, note)
+    return common | dict(estimate=estimate, headline=int(headline), n_samples=len(right))
+
+
+def _common(where: Task, row: Found, metric: str, note: str) -> dict:
+    return dict(row=row.row, category="all", metric=metric, note=note, headline=0, reference="") | {
+        "n_reference": len(where.train.labels)
+    }
+
+
+def run_ids(found: list[Found]) -> dict[str, list[str]]:
+    """Row -> the runs behind it."""
+    return {row.row: list(row.run_ids) for row in found if row.run_ids}
+
+
+def share_curves(where: Task, found: list[Found]) -> pd.DataFrame:
+    """Accuracy by share of the labels, one line a row and share: mean, 2.5 and 97.5 percentiles.
+
+    With all labels the draws are one, and the interval is Wilson's.
+    """
+    lines = []
+    full = f"{SHARES_SCALING}, {PAPER}"
+    for row in found:
+        ends = {share: Estimate.of_draws(values) for share, values in row.shares.items()}
+        right = row.answers[full] == where.test.labels
+        ends[1.0] = metrics.wilson_interval(int(right.sum()), len(right))
+        lines += [dict(row=row.row, share=s, **e._asdict()) for s, e in ends.items()]
+    return pd.DataFrame(lines)
+
+
+def best(found: list[Found]) -> Found:
+    """The row with the highest accuracy in cross-validation, under the protocol it stands with."""
+    return max(found, key=lambda row: row.validated[row.chosen])
+
+
+def against(where: Task, found: list[Found], control: str) -> pd.DataFrame:
+    """Each row's accuracy less a control's, and the p-value of a paired permutation test.
+
+    Paired over test shapes: it covers these shapes, not another training run.
+    """
+    right = {row.row: row.answers[row.chosen] == where.test.labels for row in found}
+    lines = {}
+    for name in [n for n in right if n != control]:
+        pair = (right[name].astype(float), right[control].astype(float))
+        generator = rng.numpy_generator("features", "against", name, control)
+        p = metrics.paired_permutation_test(*pair, N_PERMUTATIONS, generator)
+        lines[name] = {f"above {control}": pair[0].mean() - pair[1].mean(), "p": p}
+    return pd.DataFrame(lines).T
+
+
+def invalid_claims(where: Task, found: list[Found]) -> pd.DataFrame:
+    """What choosing on the test split claims, beside the honest choice of the same classifier."""
+    lines = []
+    for row in found:
+        for claim, (answers, n, protocol) in row.invalid.items():
+            claimed, honest = (
+                float((a == where.test.labels).mean()) for a in (answers, row.answers[protocol])
+            )
+            lines.append(
+                {"row": row.row, "choice": claim, "choices": n, "honest": honest}
+                | {"claimed": claimed, "inflated by": claimed - honest}
+            )
+    return pd.DataFrame(lines).set_index(["row", "choice"])

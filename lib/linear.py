@@ -1,0 +1,177 @@
+"""Linear classifiers on features: exact solvers, scalings, and choices by cross-validation.
+
+Features are (N, F), labels whole numbers (N,) from 0. Nothing here knows a data set or a network.
+"""
+
+import numpy as np
+import torch
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from lib import rng
+from lib.errors import StudyError
+
+MOST_STEPS = 100
+SCALINGS = ("raw", "standardised", "power")
+
+
+def scaled(scaling: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features of both splits under one of ``SCALINGS``, fitted on the training split.
+
+    standardised: mean 0 and deviation 1, constant features 0. power: the signed square root of
+    every feature, then unit length of every shape (Perronnin et al. 2010, ECCV).
+    """
+    if scaling == "raw":
+        return train, test
+    if scaling == "standardised":
+        mean, deviation = (f(train, 0, dtype=np.float64) for f in (np.mean, np.std))
+        # What varies by rounding alone is constant, and 0 in the test split too.
+        varies = deviation > 1e-6 * np.abs(train).max(0)
+        rate = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
+        mean, rate = mean.astype(np.float32), rate.astype(np.float32)
+        return (train - mean) * rate, (test - mean) * rate
+    if scaling == "power":
+        roots = (np.sign(x) * np.sqrt(np.abs(x)) for x in (train, test))
+        return tuple(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in roots)
+    raise StudyError(f"no scaling {scaling!r}; choose one of {', '.join(SCALINGS)}")
+
+
+def gram(x: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """Inner products (N, M) in double precision of features with a one appended.
+
+    The weight of that one is the intercept, which is penalised like the others, as in LIBLINEAR.
+    """
+    return (x @ train.T).astype(np.float64) + 1
+
+
+def squared_hinge(kernel: np.ndarray, sign: np.ndarray, c: float, a: np.ndarray) -> np.ndarray:
+    """Coefficients a (N,) at the minimum of |w|^2 / 2 + C sum max(0, 1 - y f)^2, f = kernel a.
+
+    The linear SVM with L2 penalty and squared hinge, by Newton's method (Chapelle 2007, Neural
+    Computation 19, 1155-1178): were S the shapes within the margin, a would be
+    (K_SS + I / 2C)^-1 y_S on S and 0 elsewhere. Where S repeats, the minimum is reached. kernel:
+    ``gram`` of the training shapes with themselves; sign: y (N,) in {-1, 1}; a: where to start.
+    """
+    f = kernel @ a
+    inside = sign * f < 1
+    for _ in range(MOST_STEPS):
+        s = np.flatnonzero(inside)
+        target = np.zeros(len(sign))
+        target[s] = _ridge(kernel[np.ix_(s, s)], sign[s], c)
+        a, f = _descend((a, f), (target, kernel[:, s] @ target[s]), sign, c)
+        before, inside = inside, sign * f < 1
+        if (inside == before).all() and (a == target).all():
+            return a
+    raise StudyError(f"the SVM with C = {c:g} found no minimum in {MOST_STEPS} Newton steps")
+
+
+def _ridge(kernel: np.ndarray, target: np.ndarray, c: float) -> np.ndarray:
+    """(kernel + I / 2C)^-1 target; overwrites kernel."""
+    kernel[np.diag_indices(len(kernel))] += 0.5 / c
+    return cho_solve(cho_factor(kernel, overwrite_a=True, check_finite=False), target)
+
+
+def _descend(now: tuple, target: tuple, sign: np.ndarray, c: float) -> tuple:
+    """The first point from the Newton target back to here whose loss is no higher than here."""
+
+    def loss(a, f):
+        return 0.5 * a @ f + c * np.square(np.maximum(0, 1 - sign * f)).sum()
+
+    here = loss(*now)
+    if loss(*target) <= here * (1 + 1e-12):
+        return target
+    for t in 0.5 ** np.arange(1, 30):
+        found = tuple((1 - t) * x + t * y for x, y in zip(now, target, strict=True))
+        if loss(*found) <= here:
+            return found
+    return target
+
+
+def one_versus_rest(kernel: np.ndarray, labels: np.ndarray, cs: tuple[float, ...]) -> np.ndarray:
+    """Coefficients (len(cs), N, K) of a linear SVM a category against the rest, for every C.
+
+    The answer to a shape is the category of the largest f = ``gram(x, train)`` times coefficients.
+    """
+    signs = np.where(labels[:, None] == np.arange(labels.max() + 1), 1.0, -1.0)
+    found = np.empty((len(cs), *signs.shape))
+    # Each C starts at the minimum of the one before, the first where all shapes are in the margin.
+    start = _ridge(kernel.copy(), signs, cs[0])
+    for i, c in enumerate(cs):
+        for k in range(signs.shape[1]):
+            found[i, :, k] = squared_hinge(kernel, signs[:, k], c, start[:, k])
+        start = found[i]
+    return found
+
+
+def folds(labels: np.ndarray, groups: np.ndarray, n: int, *key: str | int) -> np.ndarray:
+    """The fold (N,) of every shape: n folds with like shares of the categories, groups whole."""
+    cut = StratifiedGroupKFold(n, shuffle=True, random_state=rng.seed_of(*key, "folds") % 2**32)
+    found = np.empty(len(labels), int)
+    for k, (_, rows) in enumerate(cut.split(labels, labels, groups)):
+        found[rows] = k
+    return found
+
+
+def cross_validated(
+    kernel: np.ndarray, labels: np.ndarray, fold: np.ndarray, cs: tuple[float, ...]
+) -> np.ndarray:
+    """Share of right answers (len(cs),) of ``one_versus_rest`` on folds that it has not seen."""
+    right = np.zeros(len(cs))
+    for k in np.unique(fold):
+        rows, others = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
+        found = one_versus_rest(kernel[np.ix_(others, others)], labels[others], cs)
+        f = kernel[np.ix_(rows, others)] @ found  # (len(cs), n, K)
+        right += (f.argmax(2) == labels[rows]).sum(1)
+    return right / len(labels)
+
+
+def logistic(x: np.ndarray, labels: np.ndarray, c: float) -> LogisticRegression:
+    """Multinomial logistic regression with L2 penalty, |w|^2 / 2 + C sum of log losses."""
+    found = LogisticRegression(C=c, tol=1e-3, max_iter=2000)
+    return found.fit(x, labels)
+
+
+def cross_validated_logistic(
+    x: np.ndarray, labels: np.ndarray, fold: np.ndarray, cs: tuple[float, ...]
+) -> np.ndarray:
+    """Share of right answers (len(cs),) of ``logistic`` on folds that it has not seen."""
+    right = np.zeros(len(cs))
+    for k in np.unique(fold):
+        for i, c in enumerate(cs):
+            found = logistic(x[fold != k], labels[fold != k], c)
+            right[i] += (found.predict(x[fold == k]) == labels[fold == k]).sum()
+    return right / len(labels)
+
+
+def stratified_draw(labels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
+    """Rows with about ``share`` of the labels of every category, at least one of each."""
+    chosen = []
+    for k in np.unique(labels):
+        rows = np.flatnonzero(labels == k)
+        n = max(1, round(share * len(rows)))
+        chosen.append(generator.choice(rows, n, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def softmax_epochs(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, epochs: int, lr: float
+) -> np.ndarray:
+    """Answers (epochs, M) on the test split after every epoch of a softmax layer without penalty.
+
+    Adam on all shapes at once from weights 0: the classifier of DescriptorNet's released code,
+    which reports its best epoch on the test split.
+    """
+    x, y, other = torch.from_numpy(train), torch.from_numpy(labels), torch.from_numpy(test)
+    n_classes = int(labels.max()) + 1
+    weight = torch.zeros(x.shape[1], n_classes, requires_grad=True)
+    bias = torch.zeros(n_classes, requires_grad=True)
+    adam = torch.optim.Adam([weight, bias], lr)
+    answers = []
+    for _ in range(epochs):
+        adam.zero_grad()
+        torch.nn.functional.cross_entropy(x @ weight + bias, y).backward()
+        adam.step()
+        with torch.no_grad():
+            answers.append((other @ weight + bias).argmax(1).numpy())
+    return np.stack(answers)

@@ -1,0 +1,191 @@
+"""Linear classifiers: against scikit-learn, closed forms, and the conditions of the minimum."""
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from lib import linear
+from lib.errors import StudyError
+
+
+def blobs(n=90, f=12, k=3, spread=1.5, seed=0):
+    """Overlapping Gaussian blobs: features (n, f) float32 and labels (n,)."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % k
+    centres = generator.normal(size=(k, f))
+    return (centres[labels] + spread * generator.normal(size=(n, f))).astype(np.float32), labels
+
+
+# ---------------------------------------------------------------- the SVM
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.5, 20.0])
+@pytest.mark.parametrize("f", [5, 200])  # fewer and more features than shapes
+def test_the_svm_is_that_of_liblinear(c, f):
+    x, labels = blobs(f=f)
+    reference = LinearSVC(C=c, tol=1e-10, max_iter=200_000, random_state=0).fit(x, labels)
+    a = linear.one_versus_rest(linear.gram(x, x), labels, (c,))[0]
+    weight, intercept = a.T @ x, a.sum(0)
+    np.testing.assert_allclose(weight, reference.coef_, atol=2e-4)
+    np.testing.assert_allclose(intercept, reference.intercept_, atol=2e-4)
+    other = blobs(seed=1, f=f)[0]
+    answers = (linear.gram(other, x) @ a).argmax(1)
+    assert (answers == reference.predict(other)).all()
+
+
+def test_the_svm_is_at_its_minimum():
+    """Where the gradient vanishes a = 2 C y max(0, 1 - y f), shape by shape."""
+    x, labels = blobs()
+    kernel, sign = linear.gram(x, x), np.where(labels == 1, 1.0, -1.0)
+    for c in (0.01, 3.0):
+        a = linear.squared_hinge(kernel, sign, c, np.zeros(len(x)))
+        slack = np.maximum(0, 1 - sign * (kernel @ a))
+        np.testing.assert_allclose(a, 2 * c * sign * slack, atol=1e-8)
+        assert 0 < (slack > 0).sum() < len(x)
+
+
+def test_the_minimum_does_not_depend_on_where_it_started():
+    x, labels = blobs(spread=0.5)
+    kernel, sign = linear.gram(x, x), np.where(labels == 0, 1.0, -1.0)
+    wild = 100 * np.random.default_rng(3).normal(size=len(x))
+    starts = (np.zeros(len(x)), wild, -sign)
+    found = [linear.squared_hinge(kernel, sign, 0.5, a) for a in starts]
+    np.testing.assert_allclose(found[1], found[0], atol=1e-9)
+    np.testing.assert_allclose(found[2], found[0], atol=1e-9)
+
+
+def test_a_path_gives_the_same_as_each_c_alone():
+    x, labels = blobs()
+    kernel, cs = linear.gram(x, x), (1e-3, 0.1, 5.0)
+    path = linear.one_versus_rest(kernel, labels, cs)
+    for c, along in zip(cs, path, strict=True):
+        alone = linear.one_versus_rest(kernel, labels, (c,))[0]
+        np.testing.assert_allclose(along, alone, atol=1e-8)
+
+
+def test_two_points_have_the_margin_of_the_closed_form():
+    """x = 1 and -1, f = 2a x + 0: a = y / (2 + 1 / 2C) by the stationary condition."""
+    x, c = np.array([[1.0], [-1.0]], np.float32), 0.5
+    a = linear.squared_hinge(linear.gram(x, x), np.array([1.0, -1.0]), c, np.zeros(2))
+    np.testing.assert_allclose(a, [1 / 3, -1 / 3], rtol=1e-12)
+
+
+def test_repeated_shapes_are_no_trouble():
+    x, labels = blobs(30)
+    twice, again = np.concatenate([x, x]), np.concatenate([labels, labels])
+    a = linear.one_versus_rest(linear.gram(twice, twice), again, (0.25,))[0]
+    b = linear.one_versus_rest(linear.gram(x, x), labels, (0.5,))[0]
+    np.testing.assert_allclose(a[:30] + a[30:], b, atol=1e-8)  # twice a shape is twice its C
+
+
+def test_a_search_that_does_not_end_says_so(monkeypatch):
+    monkeypatch.setattr(linear, "MOST_STEPS", 1)
+    x, labels = blobs()
+    with pytest.raises(StudyError, match="C = 0.5 found no minimum in 1 Newton steps"):
+        linear.one_versus_rest(linear.gram(x, x), labels, (0.5,))
+
+
+# ---------------------------------------------------------------- scalings
+
+
+def test_standardised_by_the_training_split():
+    x, _ = blobs()
+    x[:, 3] = 0.1  # constant but for rounding
+    other = blobs(seed=1)[0]
+    a, b = linear.scaled("standardised", x, other)
+    assert a.dtype == b.dtype == np.float32
+    kept = np.delete(np.arange(12), 3)
+    np.testing.assert_allclose(a[:, kept].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(a[:, kept].std(0), 1, atol=1e-5)
+    assert (a[:, 3] == 0).all() and (b[:, 3] == 0).all()
+    back = b[:, kept] * x[:, kept].std(0) + x[:, kept].mean(0)
+    np.testing.assert_allclose(back, other[:, kept], atol=1e-5)
+
+
+def test_power_and_raw():
+    x = np.array([[4.0, -9.0], [0.0, 0.0]], np.float32)
+    a, b = linear.scaled("power", x, x[:1])
+    np.testing.assert_allclose(a, [[2 / 13**0.5, -3 / 13**0.5], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(b, a[:1])
+    assert linear.scaled("raw", x, x)[0] is x
+    with pytest.raises(StudyError, match="no scaling 'whitened'; choose one of raw, standardised"):
+        linear.scaled("whitened", x, x)
+
+
+# ---------------------------------------------------------------- choices
+
+
+def test_folds_are_stratified_and_keep_groups_whole():
+    labels = np.repeat([0, 1, 2], [60, 40, 20])
+    groups = np.arange(120) // 2
+    fold = linear.folds(labels, groups, 4, "test")
+    assert (fold[::2] == fold[1::2]).all()
+    for k in range(4):
+        np.testing.assert_allclose(np.bincount(labels[fold == k], minlength=3), [15, 10, 5], atol=2)
+    assert (fold == linear.folds(labels, groups, 4, "test")).all()
+    assert (fold != linear.folds(labels, groups, 4, "another")).any()
+
+
+def test_duplicates_across_folds_would_flatter():
+    """Labels without any meaning: only a copy in another fold can be recognised."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 200)).astype(np.float32).repeat(2, 0)
+    labels = generator.integers(0, 2, 60).repeat(2)
+    kernel = linear.gram(x, x)
+    whole = linear.folds(labels, np.arange(120) // 2, 3, "test")
+    split = np.arange(120) % 3
+    honest = linear.cross_validated(kernel, labels, whole, (0.5,))[0]
+    flattered = linear.cross_validated(kernel, labels, split, (0.5,))[0]
+    assert honest < 0.7 and flattered > 0.95
+
+
+def test_cross_validation_is_the_mean_over_folds_of_a_plain_fit():
+    x, labels = blobs(60)
+    fold = np.repeat([0, 1, 2], 20)
+    right = 0
+    for k in range(3):
+        svm = LinearSVC(C=0.5, tol=1e-10, max_iter=100_000, random_state=0)
+        svm.fit(x[fold != k], labels[fold != k])
+        right += (svm.predict(x[fold == k]) == labels[fold == k]).sum()
+    found = linear.cross_validated(linear.gram(x, x), labels, fold, (0.01, 0.5))
+    assert found.shape == (2,) and found[1] == right / 60
+
+
+def test_logistic_regression_is_at_its_minimum():
+    """The gradient of |w|^2 / 2 + C sum of log losses vanishes, up to the tolerance."""
+    x, labels = blobs()
+    c = 0.1
+    found = linear.logistic(x, labels, c)
+    wrong = found.predict_proba(x) - np.eye(3)[labels]
+    np.testing.assert_allclose(found.coef_ + c * wrong.T @ x, 0, atol=0.05)
+    assert found.coef_.shape == (3, 12)
+    scores = linear.cross_validated_logistic(x, labels, np.arange(90) // 30, (0.01, 0.1))
+    assert ((scores > 1 / 3) & (scores <= 1)).all()
+
+
+def test_a_draw_takes_the_share_of_every_category():
+    labels = np.repeat([0, 1, 2], [100, 40, 3])
+    draw = linear.stratified_draw(labels, 0.1, np.random.default_rng(0))
+    assert np.bincount(labels[draw]).tolist() == [10, 4, 1]
+    assert len(set(draw)) == 15
+    again = linear.stratified_draw(labels, 0.1, np.random.default_rng(0))
+    other = linear.stratified_draw(labels, 0.1, np.random.default_rng(1))
+    assert (draw == again).all() and len(set(draw) - set(other)) > 5
+
+
+def test_softmax_epochs_learn_and_repeat():
+    x, labels = blobs(spread=0.5)
+    answers = linear.softmax_epochs(x, labels, x, 40, 0.05)
+    assert answers.shape == (40, 90)
+    right = (answers == labels).mean(1)
+    assert right[-1] > 0.9 and right[-1] >= right[0]
+    assert (answers == linear.softmax_epochs(x, labels, x, 40, 0.05)).all()
+
+
+def test_the_first_epoch_is_the_closed_form():
+    """From weights 0 Adam's first step is lr times the sign of the gradient."""
+    x, labels = blobs()
+    gradient = (np.full((90, 3), 1 / 3) - np.eye(3)[labels]).T
+    scores = -0.1 * (x @ np.sign(gradient @ x).T + np.sign(gradient.sum(1).round(6)))
+    answers = linear.softmax_epochs(x, labels, x, 1, 0.1)[0]
+    assert (answers == scores.argmax(1)).mean() > 0.98
