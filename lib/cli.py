@@ -97,7 +97,16 @@ def parser() -> Parser:
         ("--fill", dict(action="store_true", help="fill the interior")),
         ("--out", dict(type=Path, required=True)),
     )
-    add(train, model, category, profile, seed, quiet)
+    add(
+        train,
+        model,
+        category,
+        profile,
+        seed,
+        ("--devices", dict(type=int, default=1, help="GPUs, or CPU processes, of each machine")),
+        ("--nodes", dict(type=int, default=1, help="machines")),
+        quiet,
+    )
     add(
         sample,
         model,
@@ -180,13 +189,23 @@ def voxelize(options) -> None:
 
 
 def train(options) -> None:
-    """Train one run, or go on where it stopped; a complete run does nothing."""
+    """Train one run, or go on where it stopped; a complete run does nothing.
+
+    Of several processes the first one speaks for all.
+    """
     profile = _profile(options.profile)
-    from lib.train import runs
+    from lib.train import ranks, runs
 
     run = runs.Run(profile.name, options.model, options.category, options.seed).checked()
-    final = runs.train(run, profile, progress=not options.quiet)
-    print(paths.relative(final))
+    together = ranks.start(options.devices, options.nodes)
+    try:
+        final = runs.train(run, profile, progress=not options.quiet, together=together)
+    except (StudyError, KeyboardInterrupt):
+        if together.rank > 0:
+            return
+        raise
+    if final is not None:
+        print(paths.relative(final))
 
 
 def sample(options) -> None:
@@ -254,10 +273,11 @@ def classify(options) -> None:
 def queue(options) -> int | None:
     """List the runs of a profile that are not trained, or train them.
 
-    A run that diverged is not tried again until its parameters change; the others go on.
+    A run that diverged is not tried again until its parameters change; the others go on. Several
+    queues may work side by side: each leaves alone what another one trains.
     """
     profile = _profile(options.profile)
-    from lib.train import runs
+    from lib.train import engine, runs
 
     if options.minutes is not None and not options.minutes > 0:
         raise StudyError(f"--minutes must be above 0, not {options.minutes}")
@@ -272,18 +292,27 @@ def queue(options) -> int | None:
         return None
     seconds = float("inf") if options.minutes is None else options.minutes * 60
     deadline = time.monotonic() + seconds
-    done, failed = 0, [p for p in found if p.stopped]
-    for p in [p for p in found if not (p.active or p.stopped)]:
+    done, elsewhere, failed = 0, 0, [p for p in found if p.stopped]
+    for p in [p for p in found if not p.stopped]:
         if time.monotonic() >= deadline:
             break
+        if runs.is_complete(p.run, profile):
+            elsewhere += 1
+            continue
         try:
             final = runs.train(p.run, profile, deadline=deadline, progress=not options.quiet)
+        except engine.Locked:
+            elsewhere += 1
         except StudyError as error:
             _say(f"error: {error}")
             failed.append(p)
         else:
             done += final is not None
-    _say(f"{done} runs completed, {len(failed)} stopped, {len(found) - done - len(failed)} to go")
+    left = len(found) - done - elsewhere - len(failed)
+    _say(
+        f"{done} runs completed, {len(failed)} stopped, {left} to go"
+        + (f", {elsewhere} done or running elsewhere" if elsewhere else "")
+    )
     return 1 if failed else None
 
 

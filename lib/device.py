@@ -1,5 +1,10 @@
 """The one place that decides where and how numbers are computed.
 
+Threads and determinism stand in the section ``device`` of a profile, dtype and layout in that of
+the model, chosen by the benchmarks; what is left to decide depends on the machine. ``STUDY_DEVICE``
+overrides it, as ``STUDY_DEVICE="where=cpu threads=4 fused=false"``, in every command and notebook;
+what was used is in a run's provenance. The paths for GPUs have not been run on one yet.
+
 ``environment`` must act before torch is imported, so this module imports torch only inside.
 """
 
@@ -7,7 +12,8 @@ import os
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from lib.config import Device
+from lib.config import Device, Profile, section
+from lib.errors import StudyError
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +30,38 @@ PINNED_ISA = {
 }
 
 
+# What STUDY_DEVICE may set.
+CHOICES = {
+    "where": {"cpu": "cpu", "cuda": "cuda"},
+    "fused": {"true": True, "false": False},
+    "threads": {str(n): n for n in range(1, 1025)},
+}
+
+
+def overridden(device: Device) -> dict[str, str | int | bool]:
+    """What ``STUDY_DEVICE`` sets: where, threads, fused. StudyError when it is not readable.
+
+    Deterministic profiles cannot be overridden: their bytes must repeat.
+    """
+    found = {}
+    for word in os.environ.get("STUDY_DEVICE", "").split():
+        name, _, value = word.partition("=")
+        if value not in CHOICES.get(name, {}):
+            raise StudyError(
+                f"STUDY_DEVICE: {word!r} is not understood; write where=cpu or cuda, threads=N, "
+                "fused=true or false, with spaces between"
+            )
+        found[name] = CHOICES[name][value]
+    if found and device.deterministic:
+        raise StudyError(
+            "STUDY_DEVICE is set, but smoke and quick are computed in one way only; unset it"
+        )
+    return found
+
+
 def environment(device: Device) -> dict[str, str]:
     """Variables that fix threads, and in deterministic profiles the instruction set."""
-    threads = str(device.threads)
+    threads = str(overridden(device).get("threads", device.threads))
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     pinned = PINNED_ISA | {"PYTHONHASHSEED": "0"} if device.deterministic else {}
     return dict.fromkeys(names, threads) | pinned
@@ -40,14 +75,56 @@ def apply_environment(device: Device) -> None:
 
 
 def pick(device: Device) -> "torch.device":
-    """The device to compute on: a GPU where there is one, else the CPU."""
+    """The device to compute on: a GPU where there is one, else the CPU.
+
+    float32 is float32 on a GPU too, without TF32.
+    """
     import torch
 
+    chosen = overridden(device).get("where", "cuda" if torch.cuda.is_available() else "cpu")
     if device.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.set_num_threads(device.threads)
         return torch.device("cpu")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen == "cuda":
+        if not torch.cuda.is_available():
+            raise StudyError("STUDY_DEVICE: where=cuda, but torch sees no GPU here")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True  # shapes of batches do not change
+    return torch.device(chosen)
+
+
+def fused(device: Device, where: "torch.device") -> bool:
+    """Whether an optimizer takes each step in one kernel: on a GPU, unless overridden."""
+    return bool(overridden(device).get("fused", where.type == "cuda"))
+
+
+def fuse(optimizer: "torch.optim.Optimizer", wanted: bool) -> None:
+    """Let an optimizer take its steps in one kernel, or not, whatever state it has taken up."""
+    import torch
+
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = True if wanted else None  # None leaves the choice to torch
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:  # counted where the kernel is
+                place = parameter.device if wanted else "cpu"
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=place)
+
+
+def policy(profile: Profile, model: str, where: "torch.device") -> dict[str, str | int | bool]:
+    """What was decided for a model of a profile on a device, for the provenance of a run."""
+    import torch
+
+    chosen = section(profile, model)
+    return {
+        "where": where.type,
+        "dtype": chosen["dtype"],
+        "layout": chosen["layout"],
+        "threads": torch.get_num_threads(),
+        "fused": fused(profile.device, where),
+    }
 
 
 def autocast(where: "torch.device", dtype: str) -> AbstractContextManager:

@@ -70,6 +70,7 @@ def load_judge(profile: config.Profile, seed: int = 0) -> Judge:
             f"`make {owner.name}`, or `python -m lib train judge --category all --profile "
             f"{owner.name}`"
         )
+    runs.check_weights(run, run.weights, ("judge",))
     network = train_judge.build(owner.judge, len(config.CATEGORIES))
     network = checkpoint.load_weights(path, network).to(device.pick(profile.device))
     return Judge(seed, files.sha256(path)[:12], network)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import config, files, paths
+from lib import cards, config, files, paths
 from lib.errors import StudyError
 
 COLUMNS = (
@@ -211,6 +211,21 @@ def write_report(profile: config.Profile) -> pd.DataFrame:
     )
     files.write_text(folder / "report" / "tables.md", tables_page(found, profile))
     return found
+
+
+def write_cards(profile: config.Profile) -> list[str]:
+    """Write a model card for every published run to ``report/models``; returns the runs' ids."""
+    folder = paths.results(profile.name)
+    records = sorted(folder.glob("samples/*/run.json")) + sorted(folder.glob("judge/*/run.json"))
+
+    def fill(stage: Path) -> None:
+        for record in records:
+            draws = any(record.parent.glob("samples-*.npz"))
+            text = cards.card(files.read_json(record), draws=draws)
+            files.write_text(stage / f"{record.parent.name}.md", text)
+
+    files.commit_folder(folder / "report" / "models", fill)
+    return [record.parent.name for record in records]
 
 
 def tables_page(found: pd.DataFrame, profile: config.Profile) -> str:

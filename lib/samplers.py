@@ -150,13 +150,15 @@ def adam_ascent(
     box: tuple[float, float] | None = (0.0, 1.0),
     noise: Callable[[Tensor], Tensor] | None = None,
     sigma: float = 0.0,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
 ) -> tuple[Tensor, Tensor]:
     """WINN's synthesis: Adam climbs the critic from x until it is as sure as of real shapes.
 
     thresholds (B,): ``stop="batch"`` ends all shapes when the mean of f reaches the mean threshold
     (WINN); ``stop="shape"`` ends each at its own, so a shape does not depend on its batch.
     sigma: deviation of Langevin noise, annealed in a line from the start to 0 at ``max_steps``;
-    ``noise`` gives N(0, I) for the rows (indices into x) that still move.
+    ``noise`` gives N(0, I) for the rows (indices into x) that still move. ``mean``: of values over
+    the whole batch, where x is one process's share of it.
     Returns the shapes, clipped to ``box`` after every step, and the steps each took (B,).
     """
     out, taken = x.clone(), torch.zeros(len(x), dtype=torch.long)
@@ -164,7 +166,7 @@ def adam_ascent(
     y, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
     for t in range(1, max_steps + 1):
         values, gradient = input_gradient(f, y)
-        moving = _below(values.cpu(), thresholds[rows].cpu(), stop)
+        moving = _below(values.cpu(), thresholds[rows].cpu(), stop, mean)
         if not moving.all():
             out[rows[~moving]] = y[(~moving).to(y.device)]
             kept = moving.to(y.device)
@@ -184,11 +186,11 @@ def adam_ascent(
     return out, taken
 
 
-def _below(values: Tensor, thresholds: Tensor, stop: str) -> Tensor:
+def _below(values: Tensor, thresholds: Tensor, stop: str, mean: Callable) -> Tensor:
     """Which shapes (B,) go on."""
     if stop == "shape":
         return values < thresholds
-    return torch.full((len(values),), bool(values.mean() < thresholds.mean()))
+    return torch.full((len(values),), bool(mean(values) < mean(thresholds)))
 
 
 def preconditioned_langevin(

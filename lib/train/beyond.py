@@ -48,6 +48,8 @@ def start(beyond: config.Beyond, critic: winn3d.Critic, seeds: list[tuple]) -> T
 class BeyondTask(Task):
     """A few chains go on, some of them start anew, then one update of the critic against them."""
 
+    gradients = "mean"
+
     def __init__(self, beyond: config.Beyond, split: Split, side: int, seed: int, where):
         self.beyond, self.seed, self.where = beyond, seed, where
         self.voxels = model_grid(split.voxels[~split.validation], side)
@@ -71,7 +73,8 @@ class BeyondTask(Task):
         rows = rng.batch_indices(step, beyond.advanced, len(self.voxels), self.seed, "beyond")
         real = torch.from_numpy(self.voxels[rows][:, None]).to(torch.float32)
         real = real + beyond.data_noise * torch.randn(real.shape, generator=noise)
-        real, u = real.to(self.where), torch.rand(len(real), generator=noise).to(self.where)
+        u = torch.rand(len(real), generator=noise)
+        real, u = (self.ranks.share(v).to(self.where) for v in (real, u))
         real = real.contiguous(memory_format=self.layout)
         with device.autocast(self.where, beyond.dtype):
             f_real, f_chains = self.critic(torch.cat([real, chains])).float().chunk(2)
@@ -82,8 +85,9 @@ class BeyondTask(Task):
         self.optimizers["critic"].step()
         self._average(step)
         found = {"f_real": f_real.mean().item(), "f_chains": f_chains.mean().item()}
+        found = self.ranks.mean(found)
         guard(found, "beyond")
-        return found | {"penalty": penalty.item()}
+        return found | self.ranks.mean({"penalty": penalty.item()})
 
     def _advance(self, step: int, noise: torch.Generator) -> Tensor:
         """``advanced`` chains in turn, a share of them from new noise, ``chain_steps`` further."""
@@ -94,15 +98,16 @@ class BeyondTask(Task):
         fresh = [(self.seed, "restart", step, int(k)) for k in anew.nonzero()[:, 0]]
         if fresh:
             x[anew] = start(beyond, self.critic, fresh)
-        x = x.to(self.where).contiguous(memory_format=self.layout)
+        whole, share = x.shape, self.ranks.share
+        x = share(x).to(self.where).contiguous(memory_format=self.layout)
         x = run_chains(
             beyond,
             self.critic,
             x,
             steps=beyond.chain_steps,
-            noise=lambda: torch.randn(x.shape, generator=noise).to(self.where),
+            noise=lambda: share(torch.randn(whole, generator=noise)).to(self.where),
         )
-        chains[rows] = x.half().cpu()
+        chains[rows] = self.ranks.gather(x.half().cpu())
         return x
 
     @torch.no_grad()

@@ -34,6 +34,8 @@ class Desnet3dTask(Task):
     the released code. Where ``observed`` is 0 a learning step is an epoch of the paper.
     """
 
+    gradients = "sum"
+
     def __init__(self, desnet: config.Desnet3d, split: Split, side: int, seed: int, where):
         self.desnet, self.seed, self.where, self.side = desnet, seed, where, side
         self.voxels = model_grid(split.voxels[~split.validation], side)
@@ -54,26 +56,34 @@ class Desnet3dTask(Task):
     def step(self, step: int) -> dict[str, float]:
         desnet, network = self.desnet, self.network
         self.optimizers["descriptor"].zero_grad()
-        found = []
-        for k in range(self.n_batches):
+        own, found = self.ranks.turns(self.n_batches), torch.zeros(self.n_batches, 3).double()
+        for k in own:
             x = self._advance(step, k)
             rows = self._observed_rows(step, k)
             observed = torch.from_numpy(self.voxels[rows][:, None]).to(self.where, torch.float32)
             with device.autocast(self.where, desnet.dtype):
                 f_chains, f_observed = network(x).float().mean(), network(observed).float().mean()
             (f_chains - f_observed).backward()
-            found.append(
-                (f_chains.item(), f_observed.item(), (x - network.mean).abs().max().item())
-            )
+            reach = (x - network.mean).abs().max()
+            found[k] = torch.stack([f_chains, f_observed, reach]).detach()
         self.optimizers["descriptor"].step()
-        f_chains, f_observed = (float(v) for v in np.mean(found, axis=0)[:2])
-        reach = max(largest for *_, largest in found)
+        self._exchange(found, own)
+        f_chains, f_observed = (float(v) for v in np.mean(found.numpy(), axis=0)[:2])
+        reach = found[:, 2].max().item()
         if not reach < LIMIT:
             raise Diverged(
                 f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
                 "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
             )
         return {"f_chains": f_chains, "f_observed": f_observed, "reach": reach}
+
+    def _exchange(self, found: Tensor, own: list[int]) -> None:
+        """Chains and findings of the batches that other processes advanced."""
+        mine = torch.zeros(self.n_batches, dtype=torch.bool)
+        mine[own] = True
+        self.ranks.exchange(found, mine)
+        chains = self.buffers["chains"]
+        self.ranks.exchange(chains, mine.repeat_interleave(self.desnet.chains))
 
     def _advance(self, step: int, k: int) -> Tensor:
         """The chains of batch k, a share of them from new noise, ``langevin_steps`` further."""

@@ -10,6 +10,7 @@ import fcntl
 import io
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,13 +23,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib import files
+from lib import device, files
 from lib.errors import StudyError
 from lib.train import checkpoint
+from lib.train.ranks import Alone
 
 
 class Diverged(StudyError):
     """A run left the range in which it can learn; it would again, until its parameters change."""
+
+
+class Locked(StudyError):
+    """Another process trains the run now."""
 
 
 class Task:
@@ -36,7 +42,14 @@ class Task:
 
     A subclass fills the attributes in its constructor and defines ``step``. ``counters`` are plain
     values that the next step needs; ``buffers`` are tensors (chains, pools, best weights).
+
+    Where a step shares its batch among the processes of ``ranks``, ``gradients`` says how theirs
+    make the batch's: ``mean`` or ``sum``. None: several would not train what one trains.
     """
+
+    ranks: Alone = Alone()
+    gradients: str | None = None
+    fused: bool = False  # whether optimizers take each step in one kernel, see ``lib.device``
 
     n_steps: int
     log_every: int
@@ -97,26 +110,41 @@ class Model:
 
 
 # Files that decide what training computes for every model.
-SHARED_MODULES = ("lib/data.py", "lib/rng.py", "lib/train/engine.py")
+SHARED_MODULES = ("lib/data.py", "lib/rng.py", "lib/train/engine.py", "lib/train/ranks.py")
+
+LOCK_TRIES, LOCK_WAIT = 10, 0.02  # ``is_locked`` holds a lock too, for a moment
 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; StudyError when another process trains it now."""
+    """Hold a run's folder; Locked when another process trains it now.
+
+    Temporary files of a killed process are removed: nobody else writes there now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _held(file):
             file.seek(0)
-            raise StudyError(
+            raise Locked(
                 f"{folder.name}: process {file.read().strip() or 'unknown'} trains this run; "
                 "wait for it or stop it"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        for leftover in folder.glob(".*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
+
+
+def _held(file) -> bool:
+    """Whether this process could take the lock."""
+    for _ in range(LOCK_TRIES):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(LOCK_WAIT)
+    return False
 
 
 def fit(
@@ -136,12 +164,18 @@ def fit(
     then raise KeyboardInterrupt.
     Raises Diverged when a loss is no longer finite or the task says so; the last
     good state stays, the log shows the way there and ``status.json`` the reason.
+    Of several processes (``task.ranks``) the first reads and writes, and all stop together.
     """
-    state, warning = checkpoint.load_latest(folder / "state.safetensors")
+    ranks = task.ranks
+    for optimizer in task.optimizers.values():
+        ranks.join_gradients(optimizer, task.gradients)
+    state, warning = ranks.agree(lambda: checkpoint.load_latest(folder / "state.safetensors"))
     first, rows, spent = 0, [], 0.0
     if state is not None:
         task.load_state(state["task"])
         first, rows, spent = state["step"], state["rows"], state["seconds"]
+    for optimizer in task.optimizers.values():
+        device.fuse(optimizer, task.fused)
     bar = tqdm(
         total=task.n_steps,
         initial=first,
@@ -150,13 +184,13 @@ def fit(
         mininterval=2,
         unit="step",
     )
-    if warning:
+    if warning and ranks.rank == 0:
         bar.write(f"warning: {warning}", file=sys.stderr)
     started = saved = time.monotonic()
     step = first
 
     def save() -> None:
-        seconds = spent + time.monotonic() - started
+        seconds = spent + max(0.0, time.monotonic() - started)
         done = {"task": task.state(), "step": step, "rows": rows, "seconds": seconds}
         checkpoint.save(folder / "state.safetensors", done)
         files.write_text(folder / "log.csv", log_csv(rows))
@@ -171,32 +205,36 @@ def fit(
             step += 1
             if step % task.log_every == 0 or step == task.n_steps:
                 logged |= task.monitor(step)
-                if text := logged.get("warning"):
+                if (text := logged.get("warning")) and ranks.rank == 0:
                     bar.write(f"warning: {name} step {step}: {text}", file=sys.stderr)
                 rows.append({"step": step} | logged)
                 bar.set_postfix_str(_summary(logged), refresh=False)
             bar.update()
             now = time.monotonic()
-            if now > deadline and step < task.n_steps:
+            late, due, told = ranks.any(
+                now > deadline, now - saved > checkpoint_seconds, bool(signals)
+            )
+            if late and step < task.n_steps:
                 break
-            if now - saved > checkpoint_seconds:
-                save()
+            if due:
+                ranks.agree(save)
                 saved = now
-            if signals:
-                save()
+            if told:
+                ranks.agree(save)
                 raise KeyboardInterrupt(f"{name}: stopped at step {step}, saved")
     except Diverged as error:
         # The state of the last checkpoint is sound; what led here is for the reader.
-        files.write_text(folder / "log.csv", log_csv(rows))
-        stopped = {"step": step, "n_steps": task.n_steps, "seconds": 0, "stopped": str(error)}
-        files.write_json(folder / "status.json", stopped)
+        if ranks.rank == 0:
+            files.write_text(folder / "log.csv", log_csv(rows))
+            stopped = {"step": step, "n_steps": task.n_steps, "seconds": 0, "stopped": str(error)}
+            files.write_json(folder / "status.json", stopped)
         raise
     finally:
         bar.close()
         restore()
     if step == task.n_steps:
         task.finish()
-    save()
+    ranks.agree(save)
     return step == task.n_steps
 
 

@@ -21,15 +21,15 @@ MANIFEST = "manifest.json"
 def pack(profiles: list[config.Profile], folder: Path, part_bytes: int = PART_BYTES) -> list[Path]:
     """Write every complete, unpublished run of the profiles into ``<folder>/part-<k>.zip``.
 
-    Raises StudyError when a single file exceeds a part, or nothing is complete.
+    Raises StudyError when a single file exceeds a part, a file is damaged, or nothing is complete.
     """
-    entries = [
-        (f"{key}/{file.name}", file.read_bytes())
-        for profile in profiles
-        for run in runs.complete_unpublished(profile)
-        for key in [runs.key(run, profile)]
-        for file in sorted((paths.CHECKPOINTS / key / "final").iterdir())
-    ]
+    complete = [(r, p) for p in profiles for r in runs.complete_unpublished(p)]
+    entries = []
+    for run, profile in complete:
+        final = runs.state_folder(run, profile) / "final"
+        runs.check_final(run, final)
+        found = sorted(final.iterdir())
+        entries += [(f"{final.parent.name}/{f.name}", f.read_bytes()) for f in found]
     if not entries:
         raise StudyError(
             "no complete run to pack; `python -m lib queue --run` trains what is wanted"

@@ -6,6 +6,7 @@ is complete, and is what notebooks publish to ``results`` and what ``pack`` carr
 """
 
 import ast
+import contextlib
 import datetime
 import hashlib
 import importlib
@@ -22,9 +23,9 @@ import numpy as np
 import torch
 import yaml
 
-from lib import config, data, device, files, paths, voxel
+from lib import cards, config, data, device, files, paths, voxel
 from lib.errors import StudyError
-from lib.train import checkpoint, engine
+from lib.train import checkpoint, engine, ranks
 
 LOCAL = ("smoke", "quick")  # profiles whose bytes must repeat: no hours, commits or versions inside
 
@@ -163,27 +164,50 @@ def train(
     *,
     deadline: float = math.inf,
     progress: bool = True,
+    together: ranks.Alone = ranks.Alone(),  # noqa: B008, it holds nothing
 ) -> Path | None:
     """Complete a run: train, or go on from where it stopped, store weights, draw samples.
 
     Returns its ``final`` folder, or None when the deadline (``time.monotonic`` seconds) came
-    first; calling again goes on. A complete run is returned at once.
+    first; calling again goes on. A complete run is returned at once. Of several processes
+    (``together``) the first holds the lock and writes; the others return None. Raises Locked when
+    another process trains the run.
     """
     folder = state_folder(run, profile)
     final = folder / "final"
-    if final.is_dir():
-        return final
-    with engine.lock(folder):
-        where = device.pick(profile.device)
+    with contextlib.ExitStack() as held:
+        if together.agree(lambda: _completed(held, folder)):
+            return final
+        where = together.where or device.pick(profile.device)
         split = data.load_train(profile.data).category(run.category)
         task = model(run.model).task(profile, split, run.seed, where)
+        if together.size > 1 and task.gradients is None:
+            raise StudyError(
+                f"{run.model} is trained on one device: a share of its batch does not train as "
+                "the whole does; train other runs beside it instead"
+            )
+        task.ranks, task.fused = together, device.fused(profile.device, where)
+        progress = progress and together.rank == 0
         if not engine.fit(task, folder, name=run.id, deadline=deadline, progress=progress):
+            return None
+        if together.rank > 0:
             return None
         files.commit_folder(final, lambda stage: _finalise(stage, run, profile, task, folder))
         # The final folder holds all that is needed from here on.
         for leftover in folder.glob("state.safetensors*"):
             leftover.unlink()
     return final
+
+
+def _completed(held: contextlib.ExitStack, folder: Path) -> bool:
+    """True when the run is complete; else its lock is held from here on.
+
+    Asked again under the lock: another process may have completed the run just before.
+    """
+    final = folder / "final"
+    if not final.is_dir():
+        held.enter_context(engine.lock(folder))
+    return final.is_dir()
 
 
 def _finalise(
@@ -249,12 +273,14 @@ def provenance(run: Run, profile: config.Profile, seconds: float, network: torch
         "recipe": recipes()[run.model]["recipe"],
         "parameters": config.section(profile, run.model),
         "n_parameters": checkpoint.n_parameters(network),
+        "data": {"name": profile.data.name, "hash": data.card(profile.data)["hash"]},
     }
     if run.profile in LOCAL:
         return facts
     where = next(network.parameters()).device
     return facts | {
         "device": device.describe(where),
+        "policy": device.policy(profile, run.model, where),
         "hours": round(seconds / 3600, 3),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -279,10 +305,27 @@ def load_networks(run: Run, profile: config.Profile, folder: Path) -> dict[str, 
     where = device.pick(profile.device)
     networks = model(run.model).build(profile)
     needed = model(run.model).sampling or tuple(networks)
+    check_weights(run, folder, needed)
     return {
         name: checkpoint.load_weights(folder / f"{name}.safetensors", networks[name]).to(where)
         for name in needed
     }
+
+
+def check_weights(run: Run, folder: Path, names: tuple[str, ...]) -> None:
+    """Raise StudyError where weights in ``folder`` are not those that the run's record names."""
+    records = [f / "run.json" for f in (folder, run.samples)]
+    record = next((r for r in records if r.is_file()), None)
+    if record is None:
+        raise StudyError(f"{run.id} has no run.json here; pull the run with `dvc pull`")
+    stored = files.read_json(record)["weights"]
+    for name in names:
+        path = folder / f"{name}.safetensors"
+        if path.is_file() and files.sha256(path) != stored.get(path.name):
+            raise StudyError(
+                f"{paths.relative(path)}: damaged, or of another run: its SHA-256 is not the one "
+                f"in {paths.relative(record)}; pull it again, or delete it and train the run"
+            )
 
 
 def sample(
@@ -295,18 +338,30 @@ def sample(
     return draw(profile, networks, seeds)
 
 
+def check_final(run: Run, final: Path) -> None:
+    """Raise StudyError where a file of a complete run is missing or damaged."""
+    names = tuple(Path(n).stem for n in files.read_json(final / "run.json")["weights"])
+    for name in names:
+        if not (final / f"{name}.safetensors").is_file():
+            raise StudyError(f"{final / name}.safetensors is missing; delete {final} and train")
+    check_weights(run, final, names)
+    for path in final.glob("*.npz"):
+        voxel.load_voxels(path)
+
+
 def publish(run: Run, final: Path) -> None:
     """Copy a complete run to ``results``: weights to one folder, all else to another.
 
     Of a run on one category only the networks that sample are published: the store is small.
     """
+    check_final(run, final)
     weights = sorted(final.glob("*.safetensors"))
     rest = [f for f in sorted(final.iterdir()) if f not in weights]
     if sampling := model(run.model).sampling if run.category != "all" else ():
         weights = [f for f in weights if f.stem in sampling]
     facts = files.read_json(final / "run.json")
     facts["weights"] = {f.name: facts["weights"][f.name] for f in weights}
-    card = model_card(run, facts)
+    card = cards.card(facts, draws=model(run.model).sample is not None)
 
     def copy(folder: Path, found: list[Path], with_card: bool) -> None:
         for file in found:
@@ -319,36 +374,6 @@ def publish(run: Run, final: Path) -> None:
         return
     files.commit_folder(run.weights, lambda stage: copy(stage, weights, True))
     files.commit_folder(run.samples, lambda stage: copy(stage, rest, False))
-
-
-def model_card(run: Run, facts: dict) -> str:
-    """The card beside a run's weights, from its provenance: what, how trained, limits."""
-    trained = [
-        f"{name}: {facts[name]}"
-        for name in ("n_parameters", "device", "hours", "torch", "python", "commit", "date")
-        if name in facts
-    ]
-    values = [f"| {name} | {value} |" for name, value in facts["parameters"].items()]
-    hashes = [f"- `{name}`: sha256 `{digest}`" for name, digest in facts["weights"].items()]
-    corpus = "all ten categories" if run.category == "all" else f"category {run.category}"
-    lines = [
-        f"# {run.id}",
-        "",
-        f"{MODELS[run.model]}, trained on {corpus} of the training split, seed {run.seed}.",
-        "Kernels are stored in half precision; samples and scores were computed with these files.",
-        "",
-        *hashes,
-        "",
-        f"Recipe {facts['recipe']}. {'; '.join(trained)}".strip(),
-        "",
-        "| parameter | value |",
-        "| --- | --- |",
-        *values,
-        "",
-        "Data: see the data card of the profile. Research use; one pose a shape, 30^3 grids.",
-        "How good it is stands in the tables of the profile, not here.",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def wanted(profile: config.Profile) -> list[Run]:
@@ -376,6 +401,11 @@ class Pending:
     stopped: str = ""
 
 
+def is_complete(run: Run, profile: config.Profile) -> bool:
+    """True when the run is complete in ``.ckpt``."""
+    return (state_folder(run, profile) / "final").is_dir()
+
+
 def is_published(run: Run, profile: config.Profile) -> bool:
     """True when the run's results, made with these parameters, are in place.
 
@@ -393,7 +423,7 @@ def pending(profile: config.Profile) -> list[Pending]:
     found = [
         _progress(run, profile)
         for run in wanted(profile)
-        if not is_published(run, profile) and not (state_folder(run, profile) / "final").is_dir()
+        if not is_published(run, profile) and not is_complete(run, profile)
     ]
     return sorted(found, key=lambda p: p.minutes)
 
@@ -417,7 +447,7 @@ def complete_unpublished(profile: config.Profile) -> list[Run]:
     return [
         run
         for run in wanted(profile)
-        if (state_folder(run, profile) / "final").is_dir() and not is_published(run, profile)
+        if is_complete(run, profile) and not is_published(run, profile)
     ]
 
 

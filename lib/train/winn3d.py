@@ -41,6 +41,7 @@ def climb(
     stop: str,
     max_steps: int | None = None,
     noise=None,
+    mean=torch.mean,
 ) -> tuple[Tensor, Tensor]:
     """Climb one critic from x (B, 1, D, D, D); the shapes and the steps each took (B,)."""
     return samplers.adam_ascent(
@@ -56,6 +57,7 @@ def climb(
         box=(0.0, 1.0) if winn.clip else None,
         noise=noise,
         sigma=winn.sigma,
+        mean=mean,
     )
 
 
@@ -80,6 +82,7 @@ class Winn3dTask(Task):
 
     def __init__(self, winn: config.Winn3d, split: Split, side: int, seed: int, where):
         self.winn, self.seed, self.where, self.side = winn, seed, where, side
+        self.gradients = "mean" if winn.centre == "train" else None
         self.voxels = model_grid(split.voxels[~split.validation], side)
         self.n_steps, self.log_every = winn.cascades * winn.iterations, 1
         self.layout = device.memory_format(winn.layout)
@@ -138,6 +141,7 @@ class Winn3dTask(Task):
 
     def _update(self, positives: Tensor, negatives: Tensor, noise: torch.Generator) -> dict:
         u = torch.rand(len(positives), generator=noise).to(self.where)
+        positives, negatives, u = map(self.ranks.share, (positives, negatives, u))
         with device.autocast(self.where, self.winn.dtype):
             values = self.critic(torch.cat([positives, negatives])).float()
             f_real, f_pool = values.chunk(2)
@@ -147,8 +151,9 @@ class Winn3dTask(Task):
         loss.backward()
         self.optimizers["critic"].step()
         found = {"f_real": f_real.mean().item(), "f_pool": f_pool.mean().item()}
+        found = self.ranks.mean(found)
         guard(found, "winn3d")
-        return found | {"penalty": penalty.item()}
+        return found | self.ranks.mean({"penalty": penalty.item()})
 
     def _synthesise(self, step: int, cascade: int, quota: int) -> tuple[Tensor, Tensor]:
         """``quota`` shapes, climbed in batches, each with a threshold of its own."""
@@ -162,13 +167,14 @@ class Winn3dTask(Task):
             x, used = climb(
                 self.winn,
                 self.critic,
-                self._starts(cascade, n, key, noise).to(self.where),
-                threshold.expand(n),
+                self.ranks.share(self._starts(cascade, n, key, noise)).to(self.where),
+                self.ranks.share(threshold.expand(n)),
                 stop=self.winn.stop,
                 noise=self._chain_noise(n, noise),
+                mean=self.ranks.mean_of,
             )
-            shapes.append(x)
-            taken.append(used)
+            shapes.append(self.ranks.gather(x))
+            taken.append(self.ranks.gather(used))
         return torch.cat(shapes), torch.cat(taken)
 
     def _starts(self, cascade: int, n: int, key: tuple, noise: torch.Generator) -> Tensor:
@@ -179,7 +185,8 @@ class Winn3dTask(Task):
 
     def _chain_noise(self, n: int, noise: torch.Generator):
         shape = (n, 1, *(self.side,) * 3)
-        return lambda rows: torch.randn(shape, generator=noise)[rows].to(self.where)
+        share = self.ranks.share
+        return lambda rows: share(torch.randn(shape, generator=noise))[rows].to(self.where)
 
     def _end_cascade(self, cascade: int, shapes: Tensor) -> None:
         """Keep the critic as it is, and go on with its weights and its shapes."""
