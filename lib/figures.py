@@ -36,7 +36,6 @@ AMBIENT, DIFFUSE = 0.42, 0.78
 ADDED, REMOVED = "#d9482b", "#f2c14e"  # voxels marked as newly filled, as newly emptied
 PALETTE = ("#5b84b1", "#d08a5b", "#6fa287", "#a583b5", "#c9a94e", "#5aa0a8", "#c4737f", "#8a8f98")
 INK, MUTED, FAINT = "#2b2f36", "#7a808a", "#d9dce1"
-MARK = "#d0342c"  # voxels that a picture points at
 DPI = 110
 
 _STYLE = {
@@ -190,15 +189,21 @@ def _openness(grid: np.ndarray, voxels: np.ndarray, normals: np.ndarray) -> np.n
     return np.clip(1.0 - (filled - 0.4) / 0.6, 0.0, 1.0)
 
 
-def _shades(grid, normals, voxels, colour, mark=None) -> np.ndarray:
 def _shades(grid, normals, voxels, colour, marks=None) -> np.ndarray:
     """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
     light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
     light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
     height = (voxels[:, 2:] + 0.5) / grid.shape[2]
-    base = np.array(to_rgb(colour))
-    if mark is not None:
-        base = np.where(mark[tuple(voxels.T)][:, None], to_rgb(MARK), base)
+    base = _colours(voxels, colour, marks)
+    tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
+    return np.clip(tinted * light[:, None], 0.0, 1.0)
+
+
+def _shades(grid, normals, voxels, colour, marks=None) -> np.ndarray:
+    """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
+    light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
+    light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
+    height = (voxels[:, 2:] + 0.5) / grid.shape[2]
     base = _colours(voxels, colour, marks)
     tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
     return np.clip(tinted * light[:, None], 0.0, 1.0)
@@ -225,13 +230,11 @@ def changed(before, after) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_shape(
-    axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None, mark=None
     axes, grid, *, centre=(0.0, 0.0), size=1.0, colour=PALETTE[0], scale=None, marks=None
 ):
     """Draw one shape into a square of the axes and return its PolyCollection.
 
     grid: bool (D, D, D), not empty; centre and size: the square, in data units; scale: data units
-    a voxel, by default such that the shape fills the square; mark: bool (D, D, D), voxels in red.
     a voxel, by default such that the shape fills the square; marks: int (D, D, D), see `changed`.
     """
     corners, normals, voxels = visible_faces(grid)
@@ -240,7 +243,6 @@ def draw_shape(
     low, high = flat.min((0, 1)), flat.max((0, 1))
     scale = scale or size / (high - low).max()
     polygons = (flat - (low + high) / 2) * scale + np.asarray(centre)
-    colours = _shades(np.asarray(grid, bool), normals, voxels, colour, mark)
     colours = _shades(np.asarray(grid, bool), normals, voxels, colour, marks)
     # Edges in the colour of the face close the hairlines that antialiasing leaves between them.
     faces = PolyCollection(polygons, facecolors=colours, edgecolors=colours, linewidths=0.35)
@@ -274,9 +276,6 @@ def gallery(
 
     rows: label -> bool (N, D, D, D); a row with more than `columns` shapes goes on in the next
     line; titles: heads of the columns; captions: label -> one text under each shape; colours:
-    label -> colour, else the palette in turn; marks: label -> bool (N, D, D, D), voxels to draw in
-    red; cell: inches a shape; same_scale: draw all with
-    one voxel size, else each fills its cell. An empty grid shows the word "empty".
     label -> colour, else the palette in turn; marks: label -> voxels to show as added or removed,
     see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, else each fills
     its cell. An empty grid shows the word "empty".
@@ -291,7 +290,7 @@ def gallery(
             raise StudyError(f"gallery: no row '{name}'; the rows are {', '.join(rows)}.")
     for name, texts in captions.items():
         _check_length(texts, len(rows[name]), f"gallery row '{name}'", "captions")
-    marks = {name: _checked_shapes(m, f"gallery marks of '{name}'") for name, m in marks.items()}
+    marks = {name: np.asarray(m, np.int8) for name, m in marks.items()}
     for name, mark in marks.items():
         _check_length(mark, len(rows[name]), f"gallery row '{name}'", "marks")
     columns = min(columns, max(map(len, rows.values())))
@@ -322,8 +321,6 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     axes.set_axis_off()
     # y counts downwards for the text; shapes are drawn upright in coordinates turned over.
     upright = Affine2D().scale(1, -1) + axes.transData
-    for grid, x, y, colour, caption, mark in cells:
-        _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark)
     for grid, x, y, colour, caption, marked in cells:
         _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marked)
     for name, y in heads:
@@ -335,10 +332,18 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     return figure
 
 
-def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, mark) -> None:
+def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
     if grid.any():
         faces = draw_shape(
-            axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, mark=mark
+            axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, marks=marks
+        )
+        faces.set_transform(upright)
+    else:
+        axes.text(x, y, "empty", ha="center", va="center", color=MUTED, style="italic")
+    if caption is not None:
+        axes.text(x, y + 0.51, caption, ha="center", va="top", fontsize=7.5, color=MUTED)
+
+
 def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
     if grid.any():
         faces = draw_shape(

@@ -33,12 +33,8 @@ TITLES = {
     "unsupervised": "Test accuracy of features learned without labels (Table 6 of 3DWINN)",
 }
 # Tables over all ten categories, whatever categories a profile generates.
-# Tables whose classifiers answer for all ten categories in every profile.
-WHOLE = ("supervised",)
-WHOLE = ("adversarial",)
+WHOLE = ("supervised", "unsupervised", "adversarial")
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
-# Tables that tell all ten categories apart, whichever a profile trains generators on.
-TEN = ("supervised", "unsupervised")
 
 
 def published() -> pd.DataFrame:
@@ -121,7 +117,6 @@ def _with_published(done: pd.DataFrame, name: str, profile: config.Profile) -> p
         return done
     quoted = published().query("table == @name")
     if name not in WHOLE and set(profile.categories) != set(config.CATEGORIES):
-    if name not in TEN and set(profile.categories) != set(config.CATEGORIES):
         # A score over fewer categories is another quantity than the published one.
         quoted = quoted[quoted["category"] != "all"]
     quoted = quoted[quoted["category"].isin([*profile.categories, "all"])]
@@ -216,7 +211,8 @@ def write_report(profile: config.Profile) -> pd.DataFrame:
 def write_cards(profile: config.Profile) -> list[str]:
     """Write a model card for every published run to ``report/models``; returns the runs' ids."""
     folder = paths.results(profile.name)
-    records = sorted(folder.glob("samples/*/run.json")) + sorted(folder.glob("judge/*/run.json"))
+    kinds = ("samples", "judge", "classifiers")
+    records = [r for kind in kinds for r in sorted(folder.glob(f"{kind}/*/run.json"))]
 
     def fill(stage: Path) -> None:
         for record in records:
@@ -270,10 +266,6 @@ def _footnote(rows: pd.DataFrame) -> str:
     against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
     sizes = sorted({int(float(n)) for n in run["n_samples"] if n})
     judges = sorted({j for j in run["judge"] if j})
-    asked = f"; judge {', '.join(judges)}" if judges else ""
-    return (
-        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets{asked}. An empty "
-        "cell was not run in this profile, or has too few shapes for this n.\n"
     by = f"; judge {', '.join(judges)}" if judges else ""
     return (
         f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets{by}. An empty cell "

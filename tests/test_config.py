@@ -251,8 +251,8 @@ def test_with_changes_refuses_unknown_parameters_and_leaves_the_original():
 
 
 def test_every_parameter_is_used():
-    """A key that no code reads promises what it does not do."""
-    read = set()
+    """A key that no code reads promises what it does not do; models' sections are read by name."""
+    read = set(config.LAYOUTS)
     for file in [*paths.CODE.glob("lib/**/*.py"), *paths.NOTEBOOKS.glob("*.ipynb")]:
         if file.suffix == ".ipynb":
             read |= set(re.findall(r"\.(\w+)", file.read_text()))

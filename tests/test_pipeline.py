@@ -31,10 +31,8 @@ ORDER = [
     {"samplers", "metrics", "attacks"},
     {"train"},
     {"evaluate"},
-    {"evaluate_sets", "energy", "classify"},
-    {"supervised"},
-    {"features", "linear"},
-    {"evaluate_sets", "evaluate_features", "energy"},
+    {"classify", "features", "linear"},
+    {"evaluate_sets", "evaluate_features", "energy", "latent", "supervised"},
     {"figures", "report", "runner"},
     {"ablation", "adversarial"},
     {"cli"},
@@ -59,12 +57,6 @@ def outs(stage: dict) -> list[tuple[str, dict]]:
 def test_dependencies_contain_the_import_closure(name):
     stage = PIPELINE["stages"][name]
     needed = needed_by(body(stage)["cmd"])
-    notebook = ROOT / "notebooks" / f"{notebook_of(stage)}.ipynb"
-    # A notebook of several models names the one it trains in its parameters.
-    model = re.search(r"-p model=(\w+)", body(stage)["cmd"])
-    model = model or re.match(r"\d+_train_(\w+)", notebook_of(stage))
-    start = [notebook] + ([ROOT / f"lib/train/{model.group(1)}.py"] if model else [])
-    needed = {str(f.relative_to(ROOT)) for f in closure(*start)}
     items = stage.get("foreach", {})
     items = list(items.values()) if isinstance(items, dict) else []
     templated = {str(v) for item in items for v in item.values()}

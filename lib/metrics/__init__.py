@@ -18,8 +18,8 @@ from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
     Estimate,
     draws_without_replacement,
-    non_inferiority_test,
     mcnemar_test,
+    non_inferiority_test,
     paired_permutation_test,
     student_interval,
     wilson_interval,
