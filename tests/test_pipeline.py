@@ -31,7 +31,7 @@ ORDER = [
     {"samplers", "metrics", "attacks"},
     {"train"},
     {"evaluate"},
-    {"evaluate_sets", "energy"},
+    {"evaluate_sets", "energy", "latent"},
     {"figures", "report", "runner"},
     {"ablation"},
     {"cli"},
