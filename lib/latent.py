@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import config, data, metrics, rng, samplers, voxel
-from lib.metrics import Estimate
+from lib.errors import StudyError
 from lib.train import autoencoder, checkpoint, runs
 
 STUDIED = ("gan3d", "vae3d", "autoencoder")
@@ -53,41 +53,46 @@ class Space:
 def spaces(profile: config.Profile) -> tuple[list[Space], list[str]]:
     """The spaces of the runs whose weights are published, and the ids of the runs without.
 
-    Looked for are seed 0 of each model on the first category and on all of them: the runs whose
-    weights travel with the repository.
+    Looked for are the runs whose weights travel with the repository: seed 0 of each model on one
+    category and on all of them. Raises StudyError where there are none at all.
     """
-    wanted = [
-        runs.Run(profile.name, model, category, 0)
-        for category in (profile.categories[0], "all")
+    looked_for = [
+        run
+        for category in (*profile.categories, "all")
         for model in STUDIED
+        if runs.run_group(run := runs.Run(profile.name, model, category, 0)) == model
     ]
-    absent = [run.id for run in wanted if not run.weights.is_dir()]
-    return [load(run, profile) for run in wanted if run.weights.is_dir()], absent
+    absent = [run.id for run in looked_for if not run.weights.is_dir()]
+    if len(absent) == len(looked_for):
+        raise StudyError(
+            f"no latent space to look at: none of {', '.join(absent)} has weights; train one, as "
+            f"with `python -m lib train vae3d --category all --profile {profile.name}`, and publish"
+        )
+    return [load(run, profile) for run in looked_for if run.weights.is_dir()], absent
 
 
 def load(run: runs.Run, profile: config.Profile) -> Space:
     """The latent space of a published run. Raises StudyError when its weights are not there."""
     networks = runs.load_networks(run, profile, run.weights)
     decoder = networks["generator" if run.model == "gan3d" else "decoder"]
+    encoder, gaussian = networks.get("encoder"), networks.get("gaussian")
     uniform = run.model == "gan3d" and profile.gan3d.latent == "uniform"
     where = next(decoder.parameters()).device
-
-    def noise(seeds: list[int]) -> Tensor:
-        distribution = "uniform" if uniform else "normal"
-        return rng.latents(seeds, decoder.z_dim, distribution).to(where)
-
-    centre = torch.full((decoder.z_dim,), 0.5 if uniform else 0.0, device=where)
-    spread = torch.full((decoder.z_dim,), math.sqrt(1 / 12) if uniform else 1.0, device=where)
-    draw = noise
-    if gaussian := networks.get("gaussian"):
-        draw = lambda seeds: gaussian(noise(seeds))  # noqa: E731
+    if gaussian is not None:
         centre, spread = gaussian.mean, gaussian.root.norm(dim=1)
-    encoder = networks.get("encoder")
+    else:
+        centre = torch.full((decoder.z_dim,), 0.5 if uniform else 0.0, device=where)
+        spread = torch.full((decoder.z_dim,), math.sqrt(1 / 12) if uniform else 1.0, device=where)
+
+    def draw(seeds: list[int]) -> Tensor:
+        z = rng.latents(seeds, decoder.z_dim, "uniform" if uniform else "normal").to(where)
+        return z if gaussian is None else gaussian(z)
+
     return Space(
         run,
         draw,
         decode=lambda codes: autoencoder.decode(decoder, codes),
-        encode=encoder and (lambda grids: autoencoder.encode(encoder, grids)),
+        encode=None if encoder is None else lambda grids: autoencoder.encode(encoder, grids),
         centre=centre,
         spread=spread,
         reach=math.sqrt(3) if uniform else 2.0,  # the ends of U[0, 1]
@@ -108,11 +113,6 @@ def along(space: Space, z: Tensor, direction: Tensor, values: int) -> Tensor:
     ends = torch.linspace(-space.reach, space.reach, values, device=z.device)
     moved = unit + (ends - unit @ direction)[:, None] * direction
     return space.centre + moved * space.spread
-
-
-def changed_voxels(shapes: np.ndarray) -> np.ndarray:
-    """Voxels (D, D, D) that not all of the shapes, bool (n, D, D, D), agree on."""
-    return shapes.any(0) & ~shapes.all(0)
 
 
 def sweep(space: Space, profile: config.Profile) -> pd.DataFrame:
@@ -142,14 +142,19 @@ def _read(space: Space, codes: Tensor, profile: config.Profile) -> np.ndarray:
     return space.decode(codes) > profile.evaluation.threshold
 
 
-def sweep_numbers(found: pd.DataFrame) -> dict[str, Estimate]:
-    """How many dimensions act, and how much one changes, with intervals over the base shapes."""
-    kinds = {kind: rows for kind, rows in found.groupby("kind")}
-    acting = kinds["dimension"].groupby("base")["changed"].agg(lambda c: (c >= ACTS).mean())
-    numbers = {"share of dimensions that act": acting}
-    for kind in ("dimension", "direction"):
-        numbers[f"changed by a {kind}"] = kinds[kind].groupby("base")["changed"].mean()
-    return {name: metrics.student_interval(values.to_numpy()) for name, values in numbers.items()}
+def sweep_table(sweeps: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """How many dimensions act, and how much one changes beside a random direction, by row.
+
+    Intervals are over the base shapes.
+    """
+    lines = []
+    for row, found in sweeps.items():
+        share = found.groupby(["kind", "base"])["changed"].mean()
+        acts = found.assign(acts=found["changed"] >= ACTS).groupby(["kind", "base"])["acts"].mean()
+        for measure, values in (("dimensions that act", acts), ("change by a dimension", share)):
+            both = (values[kind].to_numpy() for kind in ("dimension", "direction"))
+            lines.append(against(row, measure, "random directions", *both))
+    return pd.DataFrame(lines)
 
 
 def sweep_ends(
@@ -232,26 +237,45 @@ def least_overlap(way: np.ndarray) -> float:
 
 
 def interpolation(space: Space, profile: config.Profile, same: bool) -> dict | None:
-    """Smoothness of ways between shapes of one category, or of two; None without such pairs.
+    """Ways between shapes of one category, or of two; None where there are no such pairs.
 
-    Returns {measure: (codes (n,), voxel blend (n,))} for two measures, and the overlap of the ends:
-    smoothness is ``least_overlap``; resemblance is the overlap of the way's middle with the nearest
-    training shape.
+    Returns, one number a way: ``smoothness`` (``least_overlap``) of the way in codes and of the
+    blend of voxels; ``resemblance``, the overlap with the nearest training shape, of the way's
+    middle and, the mean of both, of its ends; and the ``ways`` of the first pair, bool
+    (steps, D, D, D). A pair is two held-out shapes, or two draws where there is no encoder.
     """
     points = known_points(space, profile)
     pairs = draw_pairs(points.labels, profile.latent.pairs, same, "pairs", same)
     if not len(pairs):
         return None
+    ends = (points.codes[pairs[:, k]] for k in (0, 1))
+    codes, blend = ways(space, *ends, profile.latent.steps)
+    codes, blend = (w > profile.evaluation.threshold for w in (codes, blend))
     real = voxel.pack(_training(space, profile))
-    found = {"ends": [], "smoothness": ([], []), "resemblance": ([], [])}
-    for i, j in pairs:
-        both = ways(space, points.codes[[i]], points.codes[[j]], profile.latent.steps)
-        for k, way in enumerate(w[0] > profile.evaluation.threshold for w in both):
-            found["smoothness"][k].append(least_overlap(way))
-            middle = voxel.pack(way[[len(way) // 2]])
-            found["resemblance"][k].append(metrics.nearest_by_iou(middle, real)[1][0])
-        found["ends"].append(voxel.intersection_over_union(way[0], way[-1]))
-    return found
+    first, middle, last = (
+        metrics.nearest_by_iou(voxel.pack(codes[:, k]), real)[1]
+        for k in (0, profile.latent.steps // 2, -1)
+    )
+    return {
+        "smoothness": tuple(np.array(list(map(least_overlap, w))) for w in (codes, blend)),
+        "resemblance": (middle, (first + last) / 2),
+        "ways": (codes[0], blend[0]),
+    }
+
+
+def interpolation_table(found: list[Space], profile: config.Profile) -> tuple[pd.DataFrame, dict]:
+    """Smoothness and resemblance of all spaces, and the first ways by row for a gallery."""
+    lines, pictures = [], {}
+    for space, same in itertools.product(found, (True, False)):
+        way = interpolation(space, profile, same)
+        if way is None:
+            continue
+        kind = "one category" if same else "two categories"
+        for measure, other in (("smoothness", "blend of voxels"), ("resemblance", "ends")):
+            lines.append(against(space.label, f"{measure}, {kind}", other, *way[measure]))
+        for name, shapes in zip(("codes", "voxels"), way["ways"], strict=True):
+            pictures[f"{space.label}\n{kind}\n{name}"] = shapes
+    return pd.DataFrame(lines), pictures
 
 
 def _training(space: Space, profile: config.Profile) -> np.ndarray:
@@ -277,26 +301,26 @@ def squeeze(grids: np.ndarray) -> np.ndarray:
     return out
 
 
-def arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]:
+def known_arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]:
     """a - b + c where the answer is known: a is b squeezed, so the answer is c squeezed.
 
-    Returns overlaps with the answer, name -> (n,), and the shapes of the first triple,
-    name -> bool (D, D, D). Names: codes; voxels, the same sum of voxels; nearest training shape,
-    to that sum; c unchanged; and the answer's own reconstruction, which no sum of codes can be
-    expected to beat. Needs an encoder.
+    b and c are held-out shapes of one category. Returns overlaps with the answer, name -> (n,), and
+    the shapes of the first triple, name -> bool (D, D, D). Names: codes; voxels, the same sum of
+    voxels; nearest training shape, to that sum; c unchanged; and reconstruction, the answer encoded
+    and decoded, which no sum of codes can be expected to beat. Needs an encoder.
     """
     points = known_points(space, profile)
     pairs = draw_pairs(points.labels, profile.latent.pairs, True, "triples")
     b, c = points.grids[pairs[:, 0]], points.grids[pairs[:, 1]]
     a, answer = squeeze(b), squeeze(c)
-    codes = space.encode(a) - space.encode(b) + space.encode(c)
     voxels = a.astype(np.int8) - b + c > 0
     real = _training(space, profile)
-    nearest = real[metrics.nearest_by_iou(voxel.pack(voxels), voxel.pack(real))[0]]
     guesses = {
-        "codes": _read(space, codes, profile),
+        "codes": _read(space, space.encode(a) - space.encode(b) + space.encode(c), profile),
         "voxels": voxels,
-        "nearest training shape": nearest,
+        "nearest training shape": real[
+            metrics.nearest_by_iou(voxel.pack(voxels), voxel.pack(real))[0]
+        ],
         "c unchanged": c,
         "reconstruction": _read(space, space.encode(answer), profile),
     }
@@ -304,29 +328,46 @@ def arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]:
         name: np.array(list(map(voxel.intersection_over_union, shapes, answer)))
         for name, shapes in guesses.items()
     }
-    terms = {"a = b squeezed": a, "b": b, "c": c, "answer": answer} | guesses
+    terms = {"a, b squeezed": a, "b": b, "c": c, "answer": answer} | guesses
     return overlaps, {name: shapes[0] for name, shapes in terms.items() if name != "c unchanged"}
 
 
-def arithmetic_of_draws(space: Space, profile: config.Profile) -> tuple[dict, dict]:
+def drawn_arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]:
     """a - b + c of three draws: is it still a shape? For models with or without an encoder.
 
     Returns overlaps with the nearest training shape, name -> (n,), and the shapes of the first
-    triple. Names: codes; voxels, the same sum of probabilities; draw, shapes as they are sampled.
+    triple. Names: codes; voxels, the same sum of probabilities; c, draws as they are.
     """
-    n = profile.latent.pairs
+    n, cut = profile.latent.pairs, profile.evaluation.threshold
     a, b, c = (space.draw(list(range(k * n, (k + 1) * n))) for k in range(3))
     p, q, r = (space.decode(z) for z in (a, b, c))
-    cut = profile.evaluation.threshold
-    shapes = {
-        "codes": _read(space, a - b + c, profile),
-        "voxels": p - q + r > cut,
-        "draw": r > cut,
-    }
+    sums = {"codes": _read(space, a - b + c, profile), "voxels": p - q + r > cut}
     real = voxel.pack(_training(space, profile))
-    overlaps = {k: metrics.nearest_by_iou(voxel.pack(x), real)[1] for k, x in shapes.items()}
-    first = {"a": p > cut, "b": q > cut, "c": r > cut} | {k: shapes[k] for k in ("codes", "voxels")}
-    return overlaps, {name: x[0] for name, x in first.items()}
+    overlaps = {
+        name: metrics.nearest_by_iou(voxel.pack(shapes), real)[1]
+        for name, shapes in (sums | {"c": r > cut}).items()
+    }
+    terms = {"a": p > cut, "b": q > cut, "c": r > cut} | sums
+    return overlaps, {name: shapes[0] for name, shapes in terms.items()}
+
+
+def arithmetic_table(found: list[Space], profile: config.Profile) -> tuple[pd.DataFrame, dict]:
+    """Sums of codes of all spaces against their baselines, and the first triple of each space.
+
+    The triples are {row: {name: shape}}, with a known answer where the model has an encoder.
+    """
+    lines, pictures = [], {}
+    for space in found:
+        overlaps, pictures[space.label] = drawn_arithmetic(space, profile)
+        codes = overlaps.pop("codes")
+        for name, other in overlaps.items():
+            lines.append(against(space.label, "resemblance of a - b + c", name, codes, other))
+        if space.encode:
+            overlaps, pictures[space.label] = known_arithmetic(space, profile)
+            codes = overlaps.pop("codes")
+            for name, other in overlaps.items():
+                lines.append(against(space.label, "overlap with the answer", name, codes, other))
+    return pd.DataFrame(lines), pictures
 
 
 # ---------------------------------------------------------------------------------------------
@@ -380,6 +421,19 @@ def neurons(run: runs.Run, profile: config.Profile) -> list[Neuron]:
     return found
 
 
+def neuron_table(found: dict[str, list[Neuron]]) -> pd.DataFrame:
+    """Are the shapes, and the marked parts, of a neuron more alike than those of random shapes?"""
+    lines = [
+        against(row, f"likeness of {what}", "random shapes", *zip(*overlaps, strict=True))
+        for row, known in found.items()
+        for what, overlaps in (
+            ("shapes", [n.shape_overlap for n in known]),
+            ("marked parts", [n.mark_overlap for n in known]),
+        )
+    ]
+    return pd.DataFrame(lines)
+
+
 def _answers(network: nn.Module, x: Tensor) -> Tensor:
     """The largest response of every channel of the last block, (B, C)."""
     return network.responses(x)[-1].flatten(2).amax(2)
@@ -414,19 +468,23 @@ def salient(network: nn.Module, grids: np.ndarray, number: int) -> np.ndarray:
 # Numbers
 
 
-def against(label: str, ours: Iterable[float], baseline: Iterable[float]) -> dict:
+def against(
+    row: str, measure: str, baseline: str, ours: Iterable[float], theirs: Iterable[float]
+) -> dict:
     """One line of a table: both means, their paired difference with its interval, a verdict.
 
     The verdict is ``higher`` or ``lower`` where the 95 % interval of the difference leaves out 0,
-    else ``undecided``.
+    else ``undecided``. Pairs may share a shape; the interval takes them as independent.
     """
-    ours, baseline = np.asarray(ours, float), np.asarray(baseline, float)
-    found = metrics.student_interval(ours - baseline)
+    ours, theirs = np.asarray(list(ours), float), np.asarray(list(theirs), float)
+    found = metrics.student_interval(ours - theirs)
     verdict = "higher" if found.low > 0 else "lower" if found.high < 0 else "undecided"
     return {
-        "row": label,
+        "row": row,
+        "measure": measure,
         "value": ours.mean(),
-        "baseline": baseline.mean(),
+        "baseline": baseline,
+        "its value": theirs.mean(),
         "difference": found.value,
         "low": found.low,
         "high": found.high,

@@ -207,7 +207,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("train", *GAN, "--seed", "-1"), "seed must be 0 or more, not -1"),
         (
             ("train", "vae", *GAN[1:]),
-            "no model 'vae'; choose one of judge, gan3d, desnet3d, winn3d, beyond",
+            f"no model 'vae'; choose one of {', '.join(runs.MODELS)}",
         ),
         (("train", "gan3d", "--category", "lamp", "--profile", "smoke"), "no category 'lamp'"),
         (("train", "judge", *GAN[1:]), "the judge is trained on all categories"),
@@ -399,7 +399,7 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
     assert lib("queue", "--profile", "smoke") == 0
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 6 and "6 runs to train" in said.err
+    assert len(said.out.splitlines()) == 8 and "8 runs to train" in said.err
     assert "smoke-gan3d-chair-s0\t1 min\tnot begun" in said.out
     line = ("queue", "--profile", "smoke", "--run", "--only", "gan3d", "--quiet")
     assert lib(*line, "--minutes", "0.00001") == 0
@@ -408,9 +408,9 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     assert "2 runs completed, 0 stopped, 0 to go" in capsys.readouterr().err
     assert lib("queue", "--profile", "smoke") == 0
     left = [text.split("\t")[0] for text in capsys.readouterr().out.splitlines()]
-    assert left == [f"smoke-{m}-chair-s0" for m in ("beyond", "winn3d", "desnet3d")] + [
-        "smoke-judge-all-s0"
-    ]
+    assert left == [
+        f"smoke-{m}-chair-s0" for m in ("beyond", "winn3d", "desnet3d", "vae3d", "autoencoder")
+    ] + ["smoke-judge-all-s0"]
 
 
 def test_pack_and_unpack(checkpoints, tmp_path, monkeypatch, capsys, smoke):

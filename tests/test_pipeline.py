@@ -33,6 +33,7 @@ ORDER = [
     {"evaluate"},
     {"classify", "features", "linear"},
     {"evaluate_sets", "evaluate_features", "energy", "latent", "supervised"},
+    {"evaluate_sets", "energy", "latent"},
     {"figures", "report", "runner"},
     {"ablation", "adversarial"},
     {"cli"},

@@ -726,11 +726,13 @@ def test_words_do_not_make_a_recipe_stale(code):
             "losses.py",
             "softplus(fake).mean()",
             "softplus(fake).sum()",
-            ["gan3d", "winn3d", "beyond"],
+            ["gan3d", "winn3d", "beyond", "vae3d", "autoencoder"],
         ),
         ("models/nin3d.py", "nn.Dropout(0.5)", "nn.Dropout(0.4)", ["judge"]),
         ("models/desnet3d.py", "total // 2", "total // 3", ["desnet3d"]),
         ("models/winn3d.py", "return -self(x)", "return self(x)", ["winn3d", "beyond"]),
+        ("models/vae3d.py", "codes.mean(0)", "codes.amax(0)", ["vae3d", "autoencoder"]),
+        ("train/vae3d.py", "self.section.beta * kl", "kl", ["vae3d"]),
         ("rng.py", "digest[:8]", "digest[8:16]", list(runs.MODELS)),
         ("train/engine.py", "step += 1", "step += 2", list(runs.MODELS)),
     ],
@@ -768,6 +770,8 @@ def test_pending_runs(nothing_published, smoke):
         "smoke-beyond-chair-s0",
         "smoke-winn3d-chair-s0",
         "smoke-desnet3d-chair-s0",
+        "smoke-vae3d-chair-s0",
+        "smoke-autoencoder-chair-s0",
         "smoke-judge-all-s0",
     ]
     assert all((p.step, p.n_steps, p.active) == (0, 0, False) for p in found)
