@@ -46,6 +46,8 @@ POSITIVE = {
     + ("new_last", "sampler_batch", "sampler_lr", "max_steps", "n_samples"),
     "beyond": ("init_std", "chains", "advanced", "chain_steps", "chain_lr", "floor", "start_std")
     + ("steps", "lr", "sample_steps", "n_samples"),
+    "gan_ablation": ("pool", "steps", "lr_generator", "lr_discriminator", "updates", "every")
+    + ("decay", "latent_std"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -214,6 +216,36 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class GanAblation:
+    """The budget of one reading in the ablation of 3D-GAN, and the switches that 3D-GAN lacks.
+
+    All else is the section gan3d; where both have a key, this one's value holds.
+    """
+
+    category: str
+    seeds: tuple[int, ...]
+    pool: int  # blocks of pool^3 voxels of the profile's grid are one voxel here
+    generator_channels: tuple[int, ...]
+    discriminator_channels: tuple[int, ...]
+    steps: int
+    batch: int
+    latent: str
+    lr_generator: float
+    lr_discriminator: float
+    n_samples: int  # shapes that a reading is measured by
+    loss: str  # binary: 3D-GAN's cross entropy; wasserstein: with gradient penalty and no gate
+    labels: str  # hard: 1 and 0 (or gan3d.label_real); noisy: U(.7, 1.2) and U(0, .3)
+    norm: str  # of the discriminator: batch or layer
+    updates: int  # of the discriminator a step
+    every: int  # steps from one update of the discriminator to the next
+    cap: float  # largest norm of the discriminator's gradient; 0 is none
+    optimizer: str  # of the discriminator: adam or sgd
+    decay: float  # both rates at the last step, as a share of those at the first
+    latent_std: float  # of normal latents
+    penalty: float  # weight of the gradient penalty
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How samples are judged."""
 
@@ -257,6 +289,7 @@ class Profile:
     winn3d: Winn3d
     beyond: Beyond
     ablation: Ablation
+    gan_ablation: GanAblation
     evaluation: Evaluation
     device: Device
     wanted: dict[str, Wanted]
@@ -382,6 +415,7 @@ def _check(profile: Profile, name: str) -> None:
         )
         >= 1,
     }
+    rules |= _gan_ablation_rules(profile)
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -409,6 +443,37 @@ def _check(profile: Profile, name: str) -> None:
     for sentence, holds in rules.items():
         if not holds:
             raise StudyError(f"{where}: {sentence}")
+
+
+def _gan_ablation_rules(profile: Profile) -> dict[str, bool]:
+    """Sentences on the section gan_ablation, and whether they hold."""
+    part = profile.gan_ablation
+    layers = len(part.generator_channels)
+    return {
+        "gan_ablation.category: unknown name": part.category in (*CATEGORIES, "all"),
+        "gan_ablation.seeds must be different, 0 or more, and at least one": len(part.seeds) > 0
+        and len(set(part.seeds)) == len(part.seeds)
+        and min(part.seeds) >= 0,
+        "gan_ablation.pool: gan3d.base * 2 ** layers * pool must be data.side": (
+            profile.gan3d.base * 2**layers * part.pool == profile.data.side
+        ),
+        "gan_ablation.discriminator_channels must be as many as generator_channels": (
+            len(part.discriminator_channels) == layers
+        ),
+        "gan_ablation.batch must be 8 or more: batch normalisation fails below": part.batch >= 8,
+        "gan_ablation.n_samples must be 2 or more": part.n_samples >= 2,
+        "gan_ablation.loss must be binary or wasserstein": part.loss in ("binary", "wasserstein"),
+        "gan_ablation.labels must be hard or noisy": part.labels in ("hard", "noisy"),
+        "gan_ablation.norm must be batch or layer": part.norm in ("batch", "layer"),
+        "gan_ablation.norm must be layer with the loss wasserstein": part.loss == "binary"
+        or part.norm == "layer",
+        "gan_ablation.optimizer must be adam or sgd": part.optimizer in ("adam", "sgd"),
+        "gan_ablation.cap must be 0 or more": 0 <= part.cap < math.inf,
+        "gan_ablation.penalty must be 0 or more": 0 <= part.penalty < math.inf,
+        "gan_ablation.latent must be uniform or normal": part.latent in ("uniform", "normal"),
+        "gan_ablation.latent_std must be 1 with uniform latents": part.latent == "normal"
+        or part.latent_std == 1,
+    }
 
 
 def with_changes(profile: Profile, **changes: dict) -> Profile:

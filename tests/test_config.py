@@ -18,6 +18,7 @@ SECTIONS = (
     config.Winn3d,
     config.Beyond,
     config.Ablation,
+    config.GanAblation,
     config.Evaluation,
     config.Device,
 )

@@ -33,7 +33,7 @@ ORDER = [
     {"evaluate"},
     {"evaluate_sets", "energy"},
     {"figures", "report", "runner"},
-    {"ablation"},
+    {"ablation", "gan_ablation"},
     {"cli"},
     {"__main__"},
 ]

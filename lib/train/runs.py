@@ -100,8 +100,13 @@ def recipes() -> dict:
 
 def syntax_hash(name: str) -> str:
     """Hash of the docstring-free syntax trees of a model's training modules."""
+    return syntax_hash_of((*model(name).modules, *engine.SHARED_MODULES))
+
+
+def syntax_hash_of(modules: tuple[str, ...]) -> str:
+    """Hash of the docstring-free syntax trees of files, named from the repository's root."""
     digest = hashlib.sha256()
-    for module in (*model(name).modules, *engine.SHARED_MODULES):
+    for module in modules:
         tree = ast.parse((paths.CODE / module).read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
