@@ -13,6 +13,7 @@ WORDS = {
     "desnet3d": "DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "our own",
+    "gan64": "3D-GAN of 64",
 }
 
 

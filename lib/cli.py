@@ -84,7 +84,11 @@ def parser() -> Parser:
         dict(choices=("padded", "tight"), help="padded: with a margin; default: as the profile's"),
     )
     quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
-    add(fetch, ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")))
+    add(
+        fetch,
+        ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or beds64")),
+        ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
+    )
     add(prepare, profile)
     add(
         voxelize,
@@ -150,10 +154,10 @@ def _say(text: str) -> None:
 
 
 def fetch(options) -> None:
-    """Bring ModelNet10 to data/raw, checked by its SHA-256."""
+    """Bring ModelNet10, or the beds at 64^3, to data/raw, checked by SHA-256."""
     from lib import data
 
-    _say(f"{paths.relative(data.fetch(options.source))} is in place")
+    _say(f"{paths.relative(data.fetch(options.source, options.name))} is in place")
 
 
 def prepare(options) -> None:

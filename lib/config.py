@@ -31,6 +31,7 @@ CATEGORIES = (
 LAYOUTS = {
     "judge": ("contiguous", "channels_last"),
     "gan3d": ("contiguous", "channels_last"),
+    "gan64": ("contiguous", "channels_last"),
     "desnet3d": ("contiguous", "blocked"),
     "winn3d": ("contiguous", "channels_last"),
     "beyond": ("contiguous", "channels_last"),
@@ -40,6 +41,9 @@ LAYOUTS = {
 POSITIVE = {
     "judge": ("hidden", "epochs", "batch", "lr"),
     "gan3d": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator"),
+    "gan64": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator")
+    + ("n_shapes", "n_samples"),
+    "upsampling": ("steps",),
     "desnet3d": ("init_std", "s", "delta", "langevin_steps", "batch", "chains", "steps", "lr")
     + ("sample_steps", "n_samples"),
     "winn3d": ("init_std", "cascades", "iterations", "passes", "batch", "lr", "pool", "new")
@@ -106,6 +110,29 @@ class Gan3d:
     label_real: float  # target of real shapes; below 1 is one-sided smoothing
     dtype: str
     layout: str
+
+
+@dataclass(frozen=True)
+class Gan64(Gan3d):
+    """Training of 3D-GAN at the resolution of its paper, on shapes of their own."""
+
+    side: int  # of the shapes
+    source: str  # furniture: procedural meshes of the run's category; beds: beds_64.npz
+    n_shapes: int  # furniture only
+    n_samples: int  # shapes a run draws and stores
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """The budget of one run in the comparison of native and upsampled shapes; else gan64."""
+
+    seeds: tuple[int, ...]
+    side: int  # of the shapes; gan64.side, or that side halved
+    generator_channels: tuple[int, ...]
+    discriminator_channels: tuple[int, ...]
+    steps: int
+    batch: int
+    n_samples: int  # shapes that a run is measured by
 
 
 @dataclass(frozen=True)
@@ -285,6 +312,8 @@ class Profile:
     data: Data
     judge: Judge
     gan3d: Gan3d
+    gan64: Gan64
+    upsampling: Upsampling
     desnet3d: Desnet3d
     winn3d: Winn3d
     beyond: Beyond
@@ -415,7 +444,7 @@ def _check(profile: Profile, name: str) -> None:
         )
         >= 1,
     }
-    rules |= _gan_ablation_rules(profile)
+    rules |= _gan_ablation_rules(profile) | _gan64_rules(profile)
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -473,6 +502,31 @@ def _gan_ablation_rules(profile: Profile) -> dict[str, bool]:
         "gan_ablation.latent must be uniform or normal": part.latent in ("uniform", "normal"),
         "gan_ablation.latent_std must be 1 with uniform latents": part.latent == "normal"
         or part.latent_std == 1,
+    }
+
+
+def _gan64_rules(profile: Profile) -> dict[str, bool]:
+    """Sentences on the sections gan64 and upsampling, and whether they hold."""
+    gan, budget = profile.gan64, profile.upsampling
+    layers = {len(gan.generator_channels), len(gan.discriminator_channels)}
+    fewer = {len(budget.generator_channels), len(budget.discriminator_channels)}
+    return {
+        "gan64.latent must be uniform or normal": gan.latent in ("uniform", "normal"),
+        "gan64.batch must be 8 or more: batch normalisation fails below": gan.batch >= 8,
+        "gan64.label_real must lie in (.5, 1]": 0.5 < gan.label_real <= 1,
+        "gan64: generator and discriminator must have as many layers, and base * 2 ** layers must "
+        "be side": len(layers) == 1 and gan.base * 2 ** max(layers) == gan.side,
+        "gan64.source must be furniture or beds": gan.source in ("furniture", "beds"),
+        "gan64.side must be 64 with source beds": gan.source == "furniture" or gan.side == 64,
+        "upsampling.seeds must be different, 0 or more, and at least one": len(budget.seeds) > 0
+        and len(set(budget.seeds)) == len(budget.seeds)
+        and min(budget.seeds) >= 0,
+        "upsampling.side must be gan64.side or half of it": budget.side
+        in (gan.side, gan.side // 2),
+        "upsampling: generator and discriminator must have as many layers, and gan64.base * 2 ** "
+        "layers must be side": len(fewer) == 1 and gan.base * 2 ** max(fewer) == budget.side,
+        "upsampling.batch must be 8 or more: batch normalisation fails below": budget.batch >= 8,
+        "upsampling.n_samples must be 2 or more": budget.n_samples >= 2,
     }
 
 

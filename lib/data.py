@@ -28,6 +28,16 @@ MODELNET10_URL = (
     "https://raw.githubusercontent.com/guoguo12/modelnet-cnn/"
     "8d7108a5df5078a41605130cbf5d26adfb0c107c/data/modelnet10.npz"
 )
+BEDS64 = "beds_64.npz"
+# What `fetch` knows: name -> file, SHA-256, pinned public address (none for a repacked file).
+SOURCES = {
+    "modelnet10": (MODELNET10, MODELNET10_SHA256, MODELNET10_URL),
+    "beds64": (
+        BEDS64,
+        "2895cdccae0252d4edd947dba34a61f6e6e62cc4cd4944bbf6e7176cc5789208",
+        None,
+    ),
+}
 SIDE = 30
 # Parameters that decide what is prepared; the card carries them.
 CARD_KEYS = ("name", "source", "n_train", "n_test", "validation", "seed")
@@ -60,40 +70,46 @@ class Split:
         return self.where(self.labels == config.CATEGORIES.index(name))
 
 
-def fetch(source: Path | None = None) -> Path:
-    """Bring ModelNet10 to ``data/raw``: from a local copy, or from its pinned public address.
+def fetch(source: Path | None = None, name: str = "modelnet10") -> Path:
+    """Bring a file of ``SOURCES`` to ``data/raw``: from a local copy, or from its pinned address.
 
-    Raises StudyError when the copy is missing, the network is, or the bytes are others.
+    Raises StudyError when the name is unknown, the copy is missing, the network is, or the bytes
+    are others.
     """
-    target = paths.RAW / MODELNET10
-    if source is None:
-        data = _download(MODELNET10_URL)
-    else:
+    if name not in SOURCES:
+        raise StudyError(f"no source {name!r}; choose one of {', '.join(SOURCES)}")
+    file, expected, url = SOURCES[name]
+    if source is not None:
         source = Path(source)
-        source = source / MODELNET10 if source.is_dir() else source
+        source = source / file if source.is_dir() else source
         if not source.is_file():
-            raise StudyError(
-                f"{source}: no such file; give a copy of {MODELNET10} with --from PATH"
-            )
+            raise StudyError(f"{source}: no such file; give a copy of {file} with --from PATH")
         data = source.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != MODELNET10_SHA256:
+    elif url is None:
         raise StudyError(
-            f"{source or MODELNET10_URL}: sha256 is {found[:12]}..., expected "
-            f"{MODELNET10_SHA256[:12]}...; this is another file or a damaged one"
+            f"{file} has no public address, since it was repacked; run `python -m lib fetch {name} "
+            "--from PATH` with a copy"
         )
-    files.write_bytes(target, data)
-    return target
+    else:
+        data = _download(url, file)
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise StudyError(
+            f"{source or url}: sha256 is {found[:12]}..., expected "
+            f"{expected[:12]}...; this is another file or a damaged one"
+        )
+    files.write_bytes(paths.RAW / file, data)
+    return paths.RAW / file
 
 
-def _download(url: str) -> bytes:
+def _download(url: str, file: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise StudyError(
-            f"{url}: not reachable ({reason}); copy {MODELNET10} here by other means and run "
+            f"{url}: not reachable ({reason}); copy {file} here by other means and run "
             "`python -m lib fetch --from PATH`"
         ) from None
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,36 +47,46 @@ def compare(
     pairs = [(name, seed) for seed in profile.gan_ablation.seeds for name in readings]
     for name, seed in tqdm(pairs, unit="run"):
         folder = paths.CHECKPOINTS / f"gan-ablation-{_key(profiles[name], seed, code)}"
-        log, grids, reason = _train(profiles[name], split, seed, folder, f"{name}, seed {seed}")
-        measured = measures(validation, grids) if not reason else dict.fromkeys(MEASURES)
-        collapse = "diverged" if reason else collapse_of(**measured)
-        results.append({"reading": name, "seed": seed} | measured | {"collapse": collapse})
+        log, grids, reason = trained(
+            folder,
+            lambda p=profiles[name], s=seed: _task(p, split, s),
+            profiles[name].gan_ablation.n_samples,
+            profile.evaluation.threshold,
+            f"{name}, seed {seed}",
+        )
+        results.append({"reading": name, "seed": seed} | row(validation, grids, reason))
         logs.append(log.assign(reading=name, seed=seed))
         samples[name].append(grids)
-    found = pd.DataFrame(results).astype(dict.fromkeys(MEASURES, float))
+    found = pd.DataFrame(results)
     joined = {name: np.concatenate(grids) for name, grids in samples.items()}
     return found, pd.concat(logs, ignore_index=True), joined
 
 
-def _train(
-    profile: config.Profile, split: data.Split, seed: int, folder: Path, name: str
-) -> tuple[pd.DataFrame, np.ndarray, str]:
-    """The log, the samples and the reason of a divergence of one run, from where it stopped."""
+def _task(profile: config.Profile, split: data.Split, seed: int) -> gan_variant.VariantTask:
     variant = profile.gan_ablation
+    gan = dataclasses.replace(profile.gan3d, **{k: getattr(variant, k) for k in OVERRIDES})
+    where = device.pick(profile.device)
+    return gan_variant.VariantTask(gan, variant, split, profile.data.side, seed, where)
+
+
+def trained(
+    folder: Path, make: Callable, n: int, threshold: float, name: str
+) -> tuple[pd.DataFrame, np.ndarray, str]:
+    """The log, n samples above a threshold and the reason of a divergence of one run.
+
+    folder: of its state; a complete run is taken up as it is, an interrupted one goes on. make():
+    the task, with ``samples`` and ``voxels``. Samples of a run that diverged are empty grids.
+    """
     final = folder / "final"
     if not final.is_dir():
-        budget = {key: getattr(variant, key) for key in OVERRIDES}
-        gan = dataclasses.replace(profile.gan3d, **budget)
-        where = device.pick(profile.device)
         with engine.lock(folder):
-            task = gan_variant.VariantTask(gan, variant, split, profile.data.side, seed, where)
-            reason = ""
+            task, reason = make(), ""
             try:
                 engine.fit(task, folder, name=name, progress=False)
-                grids = task.samples(variant.n_samples) > profile.evaluation.threshold
+                grids = task.samples(n) > threshold
             except engine.Diverged as error:
                 reason = str(error)
-                grids = np.zeros((variant.n_samples, *task.voxels.shape[1:]), bool)
+                grids = np.zeros((n, *task.voxels.shape[1:]), bool)
             files.commit_folder(final, lambda stage: _store(stage, folder, grids, reason))
             for leftover in folder.glob("state.safetensors*"):
                 leftover.unlink()
@@ -126,7 +137,15 @@ def measures(validation: np.ndarray, grids: np.ndarray) -> dict[str, float]:
     }
 
 
-def collapse_of(occupancy: float, likeness: float, **_: float) -> str:
+def row(validation: np.ndarray, grids: np.ndarray, reason: str) -> dict[str, float | str]:
+    """``MEASURES`` and ``collapse`` of one run; NaN and ``diverged`` where there is a reason."""
+    if reason:
+        return dict.fromkeys(MEASURES, math.nan) | {"collapse": "diverged"}
+    measured = measures(validation, grids)
+    return measured | {"collapse": collapse_of(measured["occupancy"], measured["likeness"])}
+
+
+def collapse_of(occupancy: float, likeness: float) -> str:
     """``full``, ``empty``, ``one shape`` or nothing, by the thresholds of 3D-GAN's warnings."""
     if occupancy > gan3d.FULL:
         return "full"

@@ -19,6 +19,8 @@ SECTIONS = (
     config.Beyond,
     config.Ablation,
     config.GanAblation,
+    config.Gan64,
+    config.Upsampling,
     config.Evaluation,
     config.Device,
 )

@@ -197,14 +197,17 @@ def test_fetch_refuses_missing_and_other_files(workspace, tmp_path):
 
 def test_fetch_takes_the_right_file(workspace, tmp_path, monkeypatch):
     content = b"pretend"
-    monkeypatch.setattr(data, "MODELNET10_SHA256", hashlib.sha256(content).hexdigest())
+    source = (data.MODELNET10, hashlib.sha256(content).hexdigest(), data.MODELNET10_URL)
+    monkeypatch.setitem(data.SOURCES, "modelnet10", source)
     monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
     (tmp_path / "modelnet10.npz").write_bytes(content)
     assert data.fetch(tmp_path).read_bytes() == content
 
 
 def test_fetch_without_a_network(workspace, monkeypatch):
-    monkeypatch.setattr(data, "MODELNET10_URL", "http://127.0.0.1:9/modelnet10.npz")
+    address = "http://127.0.0.1:9/modelnet10.npz"
+    source = (data.MODELNET10, data.MODELNET10_SHA256, address)
+    monkeypatch.setitem(data.SOURCES, "modelnet10", source)
     with pytest.raises(StudyError, match="not reachable .*fetch --from PATH") as error:
         data.fetch()
     one_line(error)

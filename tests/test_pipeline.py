@@ -34,6 +34,7 @@ ORDER = [
     {"evaluate_sets", "energy"},
     {"figures", "report", "runner"},
     {"ablation", "gan_ablation"},
+    {"upsampling"},
     {"cli"},
     {"__main__"},
 ]

@@ -36,9 +36,10 @@ MODELS = {
     "desnet3d": "3D DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "ours (persistent chains)",
+    "gan64": "3D-GAN at 64^3",
 }
 
-PROBABILITIES = ("gan3d",)  # models whose samples are probabilities
+PROBABILITIES = ("gan3d", "gan64")  # models whose samples are probabilities
 
 
 def model(name: str) -> engine.Model:
