@@ -18,6 +18,7 @@ WORDS = {
     "baseline": "Baseline",
     "introspective": "supervised",
     "voxnet": "VoxNet",
+    "gan64": "3D-GAN of 64",
 }
 
 

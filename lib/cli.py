@@ -87,6 +87,7 @@ def parser() -> Parser:
     add(
         fetch,
         ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or rotations")),
+        ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or beds64")),
         ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
     )
     add(prepare, profile)
@@ -164,6 +165,7 @@ def _say(text: str) -> None:
 
 def fetch(options) -> None:
     """Bring ModelNet10, or its turned test shapes, to data/raw, checked by SHA-256."""
+    """Bring ModelNet10, or the beds at 64^3, to data/raw, checked by SHA-256."""
     from lib import data
 
     _say(f"{paths.relative(data.fetch(options.source, options.name))} is in place")

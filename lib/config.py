@@ -31,6 +31,7 @@ CATEGORIES = (
 LAYOUTS = {
     "judge": ("contiguous", "channels_last"),
     "gan3d": ("contiguous", "channels_last"),
+    "gan64": ("contiguous", "channels_last"),
     "desnet3d": ("contiguous", "blocked"),
     "winn3d": ("contiguous", "channels_last"),
     "beyond": ("contiguous", "channels_last"),
@@ -49,6 +50,9 @@ CLASSIFIERS = ("baseline", "tuned", "introspective", "voxnet", "orion")
 POSITIVE = {
     "judge": ("hidden", "epochs", "batch", "lr"),
     "gan3d": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator"),
+    "gan64": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator")
+    + ("n_shapes", "n_samples"),
+    "upsampling": ("steps",),
     "desnet3d": ("init_std", "s", "delta", "langevin_steps", "batch", "chains", "steps", "lr")
     + ("sample_steps", "n_samples"),
     "winn3d": ("init_std", "cascades", "iterations", "passes", "batch", "lr", "pool", "new")
@@ -68,6 +72,8 @@ POSITIVE = {
     + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
     + ("part_starts", "slices", "surface_shapes"),
     "features": ("c", "draws", "pca", "epochs", "epoch_lr"),
+    "gan_ablation": ("pool", "steps", "lr_generator", "lr_discriminator", "updates", "every")
+    + ("decay", "latent_std"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -126,6 +132,29 @@ class Gan3d:
     label_real: float  # target of real shapes; below 1 is one-sided smoothing
     dtype: str
     layout: str
+
+
+@dataclass(frozen=True)
+class Gan64(Gan3d):
+    """Training of 3D-GAN at the resolution of its paper, on shapes of their own."""
+
+    side: int  # of the shapes
+    source: str  # furniture: procedural meshes of the run's category; beds: beds_64.npz
+    n_shapes: int  # furniture only
+    n_samples: int  # shapes a run draws and stores
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """The budget of one run in the comparison of native and upsampled shapes; else gan64."""
+
+    seeds: tuple[int, ...]
+    side: int  # of the shapes; gan64.side, or that side halved
+    generator_channels: tuple[int, ...]
+    discriminator_channels: tuple[int, ...]
+    steps: int
+    batch: int
+    n_samples: int  # shapes that a run is measured by
 
 
 @dataclass(frozen=True)
@@ -393,6 +422,36 @@ class Attacks:
 
 
 @dataclass(frozen=True)
+class GanAblation:
+    """The budget of one reading in the ablation of 3D-GAN, and the switches that 3D-GAN lacks.
+
+    All else is the section gan3d; where both have a key, this one's value holds.
+    """
+
+    category: str
+    seeds: tuple[int, ...]
+    pool: int  # blocks of pool^3 voxels of the profile's grid are one voxel here
+    generator_channels: tuple[int, ...]
+    discriminator_channels: tuple[int, ...]
+    steps: int
+    batch: int
+    latent: str
+    lr_generator: float
+    lr_discriminator: float
+    n_samples: int  # shapes that a reading is measured by
+    loss: str  # binary: 3D-GAN's cross entropy; wasserstein: with gradient penalty and no gate
+    labels: str  # hard: 1 and 0 (or gan3d.label_real); noisy: U(.7, 1.2) and U(0, .3)
+    norm: str  # of the discriminator: batch or layer
+    updates: int  # of the discriminator a step
+    every: int  # steps from one update of the discriminator to the next
+    cap: float  # largest norm of the discriminator's gradient; 0 is none
+    optimizer: str  # of the discriminator: adam or sgd
+    decay: float  # both rates at the last step, as a share of those at the first
+    latent_std: float  # of normal latents
+    penalty: float  # weight of the gradient penalty
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How samples are judged."""
 
@@ -432,6 +491,8 @@ class Profile:
     data: Data
     judge: Judge
     gan3d: Gan3d
+    gan64: Gan64
+    upsampling: Upsampling
     desnet3d: Desnet3d
     winn3d: Winn3d
     beyond: Beyond
@@ -446,6 +507,7 @@ class Profile:
     features: Features
     ablation: Ablation
     attacks: Attacks
+    gan_ablation: GanAblation
     evaluation: Evaluation
     device: Device
     wanted: dict[str, Wanted]
@@ -590,6 +652,7 @@ def _check(profile: Profile, name: str) -> None:
         "introspective.sampler_beta1 must lie in [0, 1)": 0 <= critic.sampler_beta1 < 1,
         "introspective.sampler_beta2 must lie in [0, 1)": 0 <= critic.sampler_beta2 < 1,
     }
+    rules |= _gan_ablation_rules(profile) | _gan64_rules(profile)
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -673,6 +736,62 @@ def _ascends(values: tuple[float, ...]) -> bool:
     """True for positive finite numbers, at least one, each above the one before."""
     pairs = zip((0.0, *values), (*values, math.inf), strict=True)
     return len(values) > 0 and all(low < high for low, high in pairs)
+
+
+def _gan_ablation_rules(profile: Profile) -> dict[str, bool]:
+    """Sentences on the section gan_ablation, and whether they hold."""
+    part = profile.gan_ablation
+    layers = len(part.generator_channels)
+    return {
+        "gan_ablation.category: unknown name": part.category in (*CATEGORIES, "all"),
+        "gan_ablation.seeds must be different, 0 or more, and at least one": len(part.seeds) > 0
+        and len(set(part.seeds)) == len(part.seeds)
+        and min(part.seeds) >= 0,
+        "gan_ablation.pool: gan3d.base * 2 ** layers * pool must be data.side": (
+            profile.gan3d.base * 2**layers * part.pool == profile.data.side
+        ),
+        "gan_ablation.discriminator_channels must be as many as generator_channels": (
+            len(part.discriminator_channels) == layers
+        ),
+        "gan_ablation.batch must be 8 or more: batch normalisation fails below": part.batch >= 8,
+        "gan_ablation.n_samples must be 2 or more": part.n_samples >= 2,
+        "gan_ablation.loss must be binary or wasserstein": part.loss in ("binary", "wasserstein"),
+        "gan_ablation.labels must be hard or noisy": part.labels in ("hard", "noisy"),
+        "gan_ablation.norm must be batch or layer": part.norm in ("batch", "layer"),
+        "gan_ablation.norm must be layer with the loss wasserstein": part.loss == "binary"
+        or part.norm == "layer",
+        "gan_ablation.optimizer must be adam or sgd": part.optimizer in ("adam", "sgd"),
+        "gan_ablation.cap must be 0 or more": 0 <= part.cap < math.inf,
+        "gan_ablation.penalty must be 0 or more": 0 <= part.penalty < math.inf,
+        "gan_ablation.latent must be uniform or normal": part.latent in ("uniform", "normal"),
+        "gan_ablation.latent_std must be 1 with uniform latents": part.latent == "normal"
+        or part.latent_std == 1,
+    }
+
+
+def _gan64_rules(profile: Profile) -> dict[str, bool]:
+    """Sentences on the sections gan64 and upsampling, and whether they hold."""
+    gan, budget = profile.gan64, profile.upsampling
+    layers = {len(gan.generator_channels), len(gan.discriminator_channels)}
+    fewer = {len(budget.generator_channels), len(budget.discriminator_channels)}
+    return {
+        "gan64.latent must be uniform or normal": gan.latent in ("uniform", "normal"),
+        "gan64.batch must be 8 or more: batch normalisation fails below": gan.batch >= 8,
+        "gan64.label_real must lie in (.5, 1]": 0.5 < gan.label_real <= 1,
+        "gan64: generator and discriminator must have as many layers, and base * 2 ** layers must "
+        "be side": len(layers) == 1 and gan.base * 2 ** max(layers) == gan.side,
+        "gan64.source must be furniture or beds": gan.source in ("furniture", "beds"),
+        "gan64.side must be 64 with source beds": gan.source == "furniture" or gan.side == 64,
+        "upsampling.seeds must be different, 0 or more, and at least one": len(budget.seeds) > 0
+        and len(set(budget.seeds)) == len(budget.seeds)
+        and min(budget.seeds) >= 0,
+        "upsampling.side must be gan64.side or half of it": budget.side
+        in (gan.side, gan.side // 2),
+        "upsampling: generator and discriminator must have as many layers, and gan64.base * 2 ** "
+        "layers must be side": len(fewer) == 1 and gan.base * 2 ** max(fewer) == budget.side,
+        "upsampling.batch must be 8 or more: batch normalisation fails below": budget.batch >= 8,
+        "upsampling.n_samples must be 2 or more": budget.n_samples >= 2,
+    }
 
 
 def with_changes(profile: Profile, **changes: dict) -> Profile:

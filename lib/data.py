@@ -28,6 +28,8 @@ MODELNET10_URL = (
     "https://raw.githubusercontent.com/guoguo12/modelnet-cnn/"
     "8d7108a5df5078a41605130cbf5d26adfb0c107c/data/modelnet10.npz"
 )
+BEDS64 = "beds_64.npz"
+# What `fetch` knows: name -> file, SHA-256, pinned public address (none for a repacked file).
 ROTATIONS = "modelnet10_test_12rot.npz"
 # What `fetch` knows: name -> file, SHA-256, pinned public address (none for a repacked file).
 SOURCES = {
@@ -35,6 +37,9 @@ SOURCES = {
     "rotations": (
         ROTATIONS,
         "61ca226eeebf64ab282263a9e760dcbed48f30d3faf125821ff8c0f2b4fb2219",
+    "beds64": (
+        BEDS64,
+        "2895cdccae0252d4edd947dba34a61f6e6e62cc4cd4944bbf6e7176cc5789208",
         None,
     ),
 }

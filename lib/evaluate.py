@@ -26,6 +26,8 @@ POOLED = {"3DWINN": "3DWINN-separate-multi"}
 # One model of all categories: its samples, and the sets that only some runs have.
 JOINT = {"samples": "joint-single", "multi": "joint-multi"}
 SIDE = 30
+# Trained on shapes of their own, test shapes perhaps among them: no table shows these.
+UNJUDGED = ("gan64",)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,11 @@ def joint_runs(profile: config.Profile) -> list[runs.Run]:
 
 def judged_runs(profile: config.Profile) -> list[runs.Run]:
     """The trained runs that tables and figures show: one category each, the first seed."""
-    return [r for r in trained_runs(profile) if r.category in profile.categories and r.seed == 0]
+    return [
+        r
+        for r in trained_runs(profile)
+        if r.category in profile.categories and r.seed == 0 and r.model not in UNJUDGED
+    ]
 
 
 def readings(profile: config.Profile) -> list[tuple[runs.Run, float]]:

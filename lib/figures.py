@@ -544,11 +544,14 @@ def page(path, figures: Mapping[str, go.Figure], title: str) -> Path:
 # Charts
 
 
-def curves(table, columns: Sequence[str], *, x="step", by=None, log=(), title=None) -> Figure:
+def curves(
+    table, columns: Sequence[str], *, x="step", by=None, log=(), title=None, sharey=False
+) -> Figure:
     """Draw training curves as small multiples, one panel a column.
 
     table: DataFrame, or mapping of equally long arrays; columns: what to draw; x: the common
-    abscissa; by: a column that splits the rows into lines; log: columns with a logarithmic axis.
+    abscissa; by: a column that splits the rows into lines; log: columns with a logarithmic axis;
+    sharey: one scale for all panels.
     Rows where a column is missing (NaN) are left out of its line.
     """
     table = pd.DataFrame(table)
@@ -558,7 +561,7 @@ def curves(table, columns: Sequence[str], *, x="step", by=None, log=(), title=No
     _check_columns(table, [*columns, x, *([by] if by else []), *log], "curves")
     groups = list(table.groupby(by, sort=False)) if by else [(None, table)]
     with quiet_style():
-        figure, panels = _panels(len(columns), 3, 3.1, 2.1)
+        figure, panels = _panels(len(columns), 3, 3.1, 2.1, sharey=sharey)
         for axes, column in zip(panels, columns, strict=True):
             for name, rows in groups:
                 rows = rows[[x, column]].dropna()

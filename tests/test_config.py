@@ -25,6 +25,9 @@ SECTIONS = (
     config.Autoencoder,
     config.Latent,
     config.Ablation,
+    config.GanAblation,
+    config.Gan64,
+    config.Upsampling,
     config.Evaluation,
     config.Device,
 )

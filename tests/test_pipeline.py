@@ -36,6 +36,8 @@ ORDER = [
     {"evaluate_sets", "energy", "latent"},
     {"figures", "report", "runner"},
     {"ablation", "adversarial"},
+    {"ablation", "gan_ablation"},
+    {"upsampling"},
     {"cli"},
     {"__main__"},
 ]

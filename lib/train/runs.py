@@ -44,9 +44,11 @@ MODELS = {
     "introspective": "3DWINN, supervised",
     "voxnet": "VoxNet",
     "orion": "ORION",
+    "gan64": "3D-GAN at 64^3",
 }
 
 PROBABILITIES = ("gan3d", "vae3d", "autoencoder")  # models whose samples are probabilities
+PROBABILITIES = ("gan3d", "gan64")  # models whose samples are probabilities
 
 
 def model(name: str) -> engine.Model:
@@ -111,8 +113,13 @@ def recipes() -> dict:
 
 def syntax_hash(name: str) -> str:
     """Hash of the docstring-free syntax trees of a model's training modules."""
+    return syntax_hash_of((*model(name).modules, *engine.SHARED_MODULES))
+
+
+def syntax_hash_of(modules: tuple[str, ...]) -> str:
+    """Hash of the docstring-free syntax trees of files, named from the repository's root."""
     digest = hashlib.sha256()
-    for module in (*model(name).modules, *engine.SHARED_MODULES):
+    for module in modules:
         tree = ast.parse((paths.CODE / module).read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
