@@ -61,7 +61,7 @@ def views(
     """
     if len(grids) != len(names):
         raise StudyError(f"{len(grids)} shapes and {len(names)} names of views")
-    chunk = 1 if torch.device(where).type == "cpu" else 64  # only speed and memory depend on it
+    chunk = 16 if torch.device(where).type == "cpu" else 64  # only speed and memory depend on it
     parts = [
         _draw(grids[i : i + chunk], names[i : i + chunk], side, where)
         for i in range(0, len(grids), chunk)

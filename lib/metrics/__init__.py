@@ -6,6 +6,12 @@ input raises `lib.errors.StudyError`.
 """
 
 from lib.metrics.anchors import bernoulli, memoriser, noise, pca_gaussian
+from lib.metrics.average_precision import (
+    aligned_average_precision,
+    alignments,
+    average_precision,
+    best_alignment,
+)
 from lib.metrics.frechet import frechet_distance
 from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
@@ -33,7 +39,11 @@ from lib.metrics.sets import (
 
 __all__ = [
     "Estimate",
+    "aligned_average_precision",
+    "alignments",
+    "average_precision",
     "bernoulli",
+    "best_alignment",
     "class_probability",
     "coverage",
     "draws_without_replacement",

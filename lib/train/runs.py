@@ -36,9 +36,11 @@ MODELS = {
     "desnet3d": "3D DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "ours (persistent chains)",
+    "vaegan3d": "3D-VAE-GAN",
+    "encoder_decoder": "encoder-decoder",
 }
 
-PROBABILITIES = ("gan3d",)  # models whose samples are probabilities
+PROBABILITIES = ("gan3d", "vaegan3d")  # models whose samples are probabilities
 
 
 def model(name: str) -> engine.Model:
