@@ -13,6 +13,8 @@ WORDS = {
     "desnet3d": "DescriptorNet",
     "winn3d": "3DWINN",
     "beyond": "our own",
+    "vaegan3d": "3D-VAE-GAN",
+    "encoder_decoder": "encoder-decoder",
 }
 
 

@@ -84,7 +84,11 @@ def parser() -> Parser:
         dict(choices=("padded", "tight"), help="padded: with a margin; default: as the profile's"),
     )
     quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
-    add(fetch, ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")))
+    add(
+        fetch,
+        ("dataset", dict(nargs="?", choices=("modelnet10", "ikea"), default="modelnet10")),
+        ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
+    )
     add(prepare, profile)
     add(
         voxelize,
@@ -150,10 +154,11 @@ def _say(text: str) -> None:
 
 
 def fetch(options) -> None:
-    """Bring ModelNet10 to data/raw, checked by its SHA-256."""
-    from lib import data
+    """Bring ModelNet10 or the IKEA photographs to data/raw, checked by their SHA-256."""
+    from lib import data, ikea
 
-    _say(f"{paths.relative(data.fetch(options.source))} is in place")
+    found = {"modelnet10": data, "ikea": ikea}[options.dataset].fetch(options.source)
+    _say(f"{paths.relative(found)} is in place")
 
 
 def prepare(options) -> None:

@@ -460,8 +460,11 @@ def _check(profile: Profile, name: str) -> None:
         )
         >= 1,
     }
-    for model in ("vaegan3d", "encoder_decoder"):
-        rules |= _image_rules(profile, model)
+    rules |= _image_rules(profile, "vaegan3d") | _image_rules(profile, "encoder_decoder")
+    rules["encoder_decoder.image must be that of vaegan3d"] = (
+        profile.encoder_decoder.image == profile.vaegan3d.image
+    )
+    rules["single_image.shift must lie in [0, .5)"] = 0 <= profile.single_image.shift < 0.5
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -513,7 +516,6 @@ def _image_rules(profile: Profile, model: str) -> dict[str, bool]:
                 part.generator_channels
             )
             == len(part.discriminator_channels),
-            "single_image.shift must lie in [0, .5)": 0 <= profile.single_image.shift < 0.5,
         }
     return rules
 

@@ -29,6 +29,7 @@ TITLES = {
     "memorisation": "Memorisation",
     "cost": "Cost",
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
+    "ikea": "Shapes from one picture, average precision (aligned)",
 }
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
 
@@ -94,7 +95,7 @@ def labelled(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _covers(run_id: str, category: str) -> bool:
-    return category == "all" or f"-{category}-s" in run_id
+    return category == "all" or any(f"-{c}-s" in run_id for c in (category, "all"))
 
 
 def _rounded(value: float) -> float | str:
@@ -237,12 +238,19 @@ def _footnote(rows: pd.DataFrame) -> str:
         return f"As measured on: {', '.join(sorted(set(run['note'])))}.\n"
     against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
     sizes = sorted({int(float(n)) for n in run["n_samples"] if n})
-    judges = sorted({j for j in run["judge"] if j})
+    judges = ", ".join(sorted({j for j in run["judge"] if j}))
     return (
-        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets; "
-        f"judge {', '.join(judges)}. An empty cell was not run in this profile, or has too few "
-        "shapes for this n.\n"
+        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets"
+        f"{'; judge ' + judges if judges else ''}. An empty cell was not run in this profile, or "
+        f"has too few shapes for this n.{_shown(run)}\n"
     )
+
+
+def _shown(run: pd.DataFrame) -> str:
+    """What was shown to the models of table ``ikea``, from its notes."""
+    if run["table"].iloc[0] != "ikea":
+        return ""
+    return f" Pictures: {', '.join(sorted({n.split(';')[0] for n in run['note']}))}."
 
 
 def against_anchors(found: pd.DataFrame, metric: str = "kid") -> pd.DataFrame:

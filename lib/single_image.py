@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from lib import config, data, heldout, ikea, metrics, render, rng
+from lib import config, data, figures, heldout, ikea, metrics, render, rng
 from lib.metrics import Estimate
 from lib.samplers import evaluating
 from lib.train import runs
@@ -366,3 +366,31 @@ def reconstruction_table(
 def _mean_iou(a: np.ndarray, b: np.ndarray) -> float:
     both, either = (a & b).sum((1, 2, 3)), (a | b).sum((1, 2, 3))
     return float((both / np.maximum(either, 1)).mean())
+
+
+def in_words(found: pd.DataFrame) -> str:
+    """What the oracle adds, and which rows beat both answers that do not look, from table rows."""
+    value = found[found["category"] == "all"].set_index(["metric", "row"])["value"].astype(float)
+    added = (value[ALIGNED] - value[PLAIN]).round(3)
+    names = ("mean shape", "nearest neighbour (pixels)")
+    best = max(names, key=lambda name: value[ALIGNED, name])
+    above = [
+        row
+        for row in value[ALIGNED].index
+        if row not in names and value[ALIGNED, row] > value[ALIGNED, best]
+    ]
+    return (
+        f"The oracle adds {added.min():.3f} to {added.max():.3f}. Of the answers without a network "
+        f"the better is the {best} ({value[ALIGNED, best]:.3f}, aligned); above it: "
+        f"{', '.join(above) or 'none of the others'}."
+    )
+
+
+def look(profile: config.Profile, exam: Exam, answers: dict[str, np.ndarray], n: int = 8):
+    """The first picture of n models spread over the exam, the truths and every row's answers."""
+    models = np.unique(np.linspace(0, len(exam.truths) - 1, n).astype(int))
+    first = [int(np.flatnonzero(exam.model == m)[0]) for m in models]
+    shapes = {"true shape": exam.truths[models]}
+    for row, grids in answers.items():
+        shapes[row] = np.nan_to_num(grids[first]) > profile.evaluation.threshold
+    return figures.pictures_and_shapes(exam.pictures[first], shapes)

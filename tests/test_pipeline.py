@@ -25,7 +25,7 @@ ORDER = [
     {"rng", "device"},
     {"voxel", "render"},
     {"furniture"},
-    {"data"},
+    {"data", "ikea"},
     {"heldout"},
     {"models", "losses"},
     {"samplers", "metrics", "attacks"},
@@ -33,7 +33,7 @@ ORDER = [
     {"evaluate"},
     {"evaluate_sets", "energy"},
     {"figures", "report", "runner"},
-    {"ablation"},
+    {"ablation", "single_image"},
     {"cli"},
     {"__main__"},
 ]

@@ -37,9 +37,10 @@ class EncoderDecoderTask(Task):
         gan3d.initialise(self.networks["generator"], section.init_std, draws["generator"])
         self.networks["encoder"].to(where)
         self.networks["generator"].to(where, memory_format=self.layout)
+        rates = {"encoder": section.lr_encoder, "generator": section.lr_generator}
         betas = (section.beta1, section.beta2)
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), getattr(section, f"lr_{name}"), betas)
+            name: torch.optim.Adam(network.parameters(), rates[name], betas)
             for name, network in self.networks.items()
         }
         self.counters, self.buffers = {}, {}

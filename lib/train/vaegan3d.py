@@ -74,9 +74,11 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
         for name, network in zip(("generator", "discriminator"), pair, strict=True):
             gan3d.initialise(network, section.init_std, rng.torch_generator(seed, "vaegan3d", name))
             self.networks[name] = network.to(where, memory_format=self.layout)
+        rates = {"encoder": section.lr_encoder, "generator": section.lr_generator}
+        rates["discriminator"] = section.lr_discriminator
         betas = (section.beta1, section.beta2)
         self.optimizers = {
-            name: torch.optim.Adam(network.parameters(), getattr(section, f"lr_{name}"), betas)
+            name: torch.optim.Adam(network.parameters(), rates[name], betas)
             for name, network in self.networks.items()
         }
         self.counters, self.buffers = {"accuracy": 0.0, "updates": 0}, {}
