@@ -19,6 +19,8 @@ WORDS = {
     "introspective": "supervised",
     "voxnet": "VoxNet",
     "gan64": "3D-GAN of 64",
+    "vaegan3d": "3D-VAE-GAN",
+    "encoder_decoder": "encoder-decoder",
 }
 
 

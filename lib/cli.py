@@ -88,6 +88,7 @@ def parser() -> Parser:
         fetch,
         ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or rotations")),
         ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or beds64")),
+        ("dataset", dict(nargs="?", choices=("modelnet10", "ikea"), default="modelnet10")),
         ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
     )
     add(prepare, profile)
@@ -169,6 +170,11 @@ def fetch(options) -> None:
     from lib import data
 
     _say(f"{paths.relative(data.fetch(options.source, options.name))} is in place")
+    """Bring ModelNet10 or the IKEA photographs to data/raw, checked by their SHA-256."""
+    from lib import data, ikea
+
+    found = {"modelnet10": data, "ikea": ikea}[options.dataset].fetch(options.source)
+    _say(f"{paths.relative(found)} is in place")
 
 
 def prepare(options) -> None:

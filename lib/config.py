@@ -42,6 +42,8 @@ LAYOUTS = {
     "introspective": ("contiguous", "channels_last"),
     "voxnet": ("contiguous", "channels_last"),
     "orion": ("contiguous", "channels_last"),
+    "vaegan3d": ("contiguous", "channels_last"),
+    "encoder_decoder": ("contiguous", "channels_last"),
 }
 
 CLASSIFIERS = ("baseline", "tuned", "introspective", "voxnet", "orion")
@@ -74,6 +76,11 @@ POSITIVE = {
     "features": ("c", "draws", "pca", "epochs", "epoch_lr"),
     "gan_ablation": ("pool", "steps", "lr_generator", "lr_discriminator", "updates", "every")
     + ("decay", "latent_std"),
+    "vaegan3d": ("z_dim", "base", "image", "views", "init_std", "steps", "lr_encoder")
+    + ("lr_generator", "lr_discriminator", "weight_recon"),
+    "encoder_decoder": ("z_dim", "base", "image", "views", "init_std", "steps", "batch")
+    + ("lr_encoder", "lr_generator"),
+    "single_image": ("neighbours", "photographs", "n_draws"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -379,6 +386,74 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Vaegan3d:
+    """Training of 3D-VAE-GAN (Wu et al. 2016): 3D-GAN with an image encoder."""
+
+    z_dim: int
+    base: int
+    generator_channels: tuple[int, ...]
+    discriminator_channels: tuple[int, ...]
+    norm_first: bool
+    encoder_channels: tuple[int, ...]
+    image: int  # side of the encoder's pictures, a multiple of 32
+    views: int  # of every training shape
+    init_std: float
+    steps: int
+    batch: int
+    lr_encoder: float
+    lr_generator: float
+    lr_discriminator: float
+    beta1: float
+    beta2: float
+    gate: float  # the discriminator rests while its last accuracy is above this
+    saturating: bool  # the paper's log(1 - D) for the generator instead of -log D
+    label_real: float
+    weight_kl: float  # alpha_1
+    kl: str  # mean or sum over the dimensions of the code
+    weight_recon: float  # alpha_2
+    recon: str  # sse, mse, l2norm or bce_sum
+    dtype: str
+    layout: str
+
+    @property
+    def latent(self) -> str:
+        """The prior of the code, which the KL divergence is taken to."""
+        return "normal"
+
+
+@dataclass(frozen=True)
+class EncoderDecoder:
+    """Training of 3D-VAE-GAN's encoder and generator on the reconstruction alone."""
+
+    z_dim: int
+    base: int
+    generator_channels: tuple[int, ...]
+    encoder_channels: tuple[int, ...]
+    image: int  # side of the encoder's pictures, a multiple of 32
+    views: int  # of every training shape
+    init_std: float
+    steps: int
+    batch: int
+    lr_encoder: float
+    lr_generator: float
+    beta1: float
+    beta2: float
+    recon: str  # sse, mse, l2norm or bce_sum
+    dtype: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class SingleImage:
+    """How shapes that are predicted from one picture are judged."""
+
+    neighbours: int  # training views among which the nearest neighbour is sought
+    photographs: int  # rendered ones a category, of held-out shapes
+    shift: float  # of an aligned prediction, at most, as a share of the grid's side
+    n_draws: int  # bootstrap draws of models behind an interval
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
 
@@ -505,6 +580,9 @@ class Profile:
     voxnet: Voxnet
     orion: Orion
     features: Features
+    vaegan3d: Vaegan3d
+    encoder_decoder: EncoderDecoder
+    single_image: SingleImage
     ablation: Ablation
     attacks: Attacks
     gan_ablation: GanAblation
@@ -653,6 +731,11 @@ def _check(profile: Profile, name: str) -> None:
         "introspective.sampler_beta2 must lie in [0, 1)": 0 <= critic.sampler_beta2 < 1,
     }
     rules |= _gan_ablation_rules(profile) | _gan64_rules(profile)
+    rules |= _image_rules(profile, "vaegan3d") | _image_rules(profile, "encoder_decoder")
+    rules["encoder_decoder.image must be that of vaegan3d"] = (
+        profile.encoder_decoder.image == profile.vaegan3d.image
+    )
+    rules["single_image.shift must lie in [0, .5)"] = 0 <= profile.single_image.shift < 0.5
     for model, layouts in LAYOUTS.items():
         part = getattr(profile, model)
         rules[f"{model}.dtype must be float32 or bfloat16"] = part.dtype in (
@@ -792,6 +875,32 @@ def _gan64_rules(profile: Profile) -> dict[str, bool]:
         "upsampling.batch must be 8 or more: batch normalisation fails below": budget.batch >= 8,
         "upsampling.n_samples must be 2 or more": budget.n_samples >= 2,
     }
+
+
+def _image_rules(profile: Profile, model: str) -> dict[str, bool]:
+    """Rules of a model that turns pictures into shapes."""
+    part = getattr(profile, model)
+    rules = {
+        f"{model}.image must be a multiple of 32": part.image % 32 == 0,
+        f"{model}.batch must be 8 or more: batch normalisation fails below": part.batch >= 8,
+        f"{model}.encoder_channels must be four": len(part.encoder_channels) == 4,
+        f"{model}: base * 2 ** layers must be data.side": part.base
+        * 2 ** len(part.generator_channels)
+        == profile.data.side,
+        f"{model}.recon must be sse, mse, l2norm or bce_sum": part.recon
+        in ("sse", "mse", "l2norm", "bce_sum"),
+    }
+    if model == "vaegan3d":
+        rules |= {
+            "vaegan3d.kl must be mean or sum": part.kl in ("mean", "sum"),
+            "vaegan3d.weight_kl must be 0 or more": 0 <= part.weight_kl < math.inf,
+            "vaegan3d.label_real must lie in (.5, 1]": 0.5 < part.label_real <= 1,
+            "vaegan3d.discriminator_channels must be as many as generator_channels": len(
+                part.generator_channels
+            )
+            == len(part.discriminator_channels),
+        }
+    return rules
 
 
 def with_changes(profile: Profile, **changes: dict) -> Profile:

@@ -106,8 +106,9 @@ def label(row: str, threshold: float, settings: config.Evaluation) -> str:
 def trained_runs(profile: config.Profile) -> list[runs.Run]:
     """The generative runs whose samples are in place, in order of their names."""
     folder = paths.results(profile.name) / "samples"
+    drawn = runs.samples_file(profile.evaluation.threshold)
     found = [p.parent.name for p in sorted(folder.glob("*/run.json"))]
-    return [runs.Run.parse(name) for name in found]
+    return [runs.Run.parse(name) for name in found if (folder / name / drawn).is_file()]
 
 
 def joint_runs(profile: config.Profile) -> list[runs.Run]:

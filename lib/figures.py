@@ -374,6 +374,44 @@ def neighbours_figure(samples, nearest, captions: Sequence[str], *, title=None) 
     )
 
 
+def pictures_and_shapes(
+    pictures, rows: Mapping[str, np.ndarray], *, cell: float = 1.15, title: str | None = None
+) -> Figure:
+    """Draw pictures on the upper row and below each the shapes that belong to it.
+
+    pictures: uint8 (N, 3, S, S); rows: label -> bool (N, D, D, D).
+    """
+    pictures = np.asarray(pictures)
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or pictures.dtype != np.uint8:
+        raise StudyError(
+            f"pictures_and_shapes: pictures are {pictures.dtype} of size {pictures.shape}; give "
+            "N >= 1 of uint8 as (N, 3, S, S)."
+        )
+    rows = {
+        name: _checked_shapes(s, f"pictures_and_shapes row '{name}'") for name, s in rows.items()
+    }
+    for shapes in rows.values():
+        _check_length(shapes, len(pictures), "pictures_and_shapes", "shapes")
+    with quiet_style():
+        figure, axes = _panels(len(pictures) * (1 + len(rows)), len(pictures), cell, cell)
+        for ax in axes:
+            ax.set(xticks=[], yticks=[], xlim=(-0.5, 0.5), ylim=(-0.5, 0.5), aspect="equal")
+            ax.spines[:].set_visible(False)
+        for ax, picture in zip(axes, pictures, strict=False):
+            ax.imshow(picture.transpose(1, 2, 0), extent=(-0.5, 0.5, -0.5, 0.5))
+        for line, (name, shapes) in enumerate(rows.items(), 1):
+            below = axes[line * len(pictures) : (line + 1) * len(pictures)]
+            below[0].set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center")
+            for ax, grid in zip(below, shapes, strict=True):
+                if grid.any():
+                    draw_shape(ax, grid, size=0.92, colour=PALETTE[(line - 1) % len(PALETTE)])
+                else:
+                    ax.text(0, 0, "empty", ha="center", va="center", color=MUTED, style="italic")
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------
 # The interactive viewer
 

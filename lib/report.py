@@ -31,6 +31,7 @@ TITLES = {
     "supervised": "Test accuracy of supervised classification (Table 5 of 3DWINN)",
     "adversarial": "Adversarial errors and correction rates (Table 7 of 3DWINN)",
     "unsupervised": "Test accuracy of features learned without labels (Table 6 of 3DWINN)",
+    "ikea": "Shapes from one picture, average precision (aligned)",
 }
 # Tables over all ten categories, whatever categories a profile generates.
 WHOLE = ("supervised", "unsupervised", "adversarial")
@@ -101,7 +102,7 @@ def labelled(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _covers(run_id: str, category: str) -> bool:
-    return category == "all" or f"-{category}-s" in run_id
+    return category == "all" or any(f"-{c}-s" in run_id for c in (category, "all"))
 
 
 def _rounded(value: float) -> float | str:
@@ -270,7 +271,19 @@ def _footnote(rows: pd.DataFrame) -> str:
     return (
         f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets{by}. An empty cell "
         "was not run in this profile, or has too few shapes for this n.\n"
+    judges = ", ".join(sorted({j for j in run["judge"] if j}))
+    return (
+        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets"
+        f"{'; judge ' + judges if judges else ''}. An empty cell was not run in this profile, or "
+        f"has too few shapes for this n.{_shown(run)}\n"
     )
+
+
+def _shown(run: pd.DataFrame) -> str:
+    """What was shown to the models of table ``ikea``, from its notes."""
+    if run["table"].iloc[0] != "ikea":
+        return ""
+    return f" Pictures: {', '.join(sorted({n.split(';')[0] for n in run['note']}))}."
 
 
 def against_anchors(found: pd.DataFrame, metric: str = "kid") -> pd.DataFrame:

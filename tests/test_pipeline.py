@@ -25,7 +25,7 @@ ORDER = [
     {"rng", "device"},
     {"voxel", "render"},
     {"furniture"},
-    {"data"},
+    {"data", "ikea"},
     {"heldout"},
     {"models", "losses"},
     {"samplers", "metrics", "attacks"},
@@ -38,6 +38,7 @@ ORDER = [
     {"ablation", "adversarial"},
     {"ablation", "gan_ablation"},
     {"upsampling"},
+    {"ablation", "single_image"},
     {"cli"},
     {"__main__"},
 ]

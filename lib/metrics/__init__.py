@@ -13,6 +13,12 @@ from lib.metrics.calibration import (
     temperature,
 )
 from lib.metrics.detection import detection_auroc
+from lib.metrics.average_precision import (
+    aligned_average_precision,
+    alignments,
+    average_precision,
+    best_alignment,
+)
 from lib.metrics.frechet import frechet_distance
 from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (
@@ -42,7 +48,11 @@ from lib.metrics.sets import (
 
 __all__ = [
     "Estimate",
+    "aligned_average_precision",
+    "alignments",
+    "average_precision",
     "bernoulli",
+    "best_alignment",
     "class_probability",
     "coverage",
     "detection_auroc",

@@ -45,9 +45,14 @@ MODELS = {
     "voxnet": "VoxNet",
     "orion": "ORION",
     "gan64": "3D-GAN at 64^3",
+    "vaegan3d": "3D-VAE-GAN",
+    "encoder_decoder": "encoder-decoder",
 }
 
 PROBABILITIES = ("gan3d", "vae3d", "autoencoder")  # models whose samples are probabilities
+PROBABILITIES = ("gan3d", "vaegan3d")  # models whose samples are probabilities
+
+
 PROBABILITIES = ("gan3d", "gan64")  # models whose samples are probabilities
 
 

@@ -1,0 +1,196 @@
+"""Training of 3D-VAE-GAN (Wu et al. 2016): discriminator, encoder, generator, in this order."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib import config, device, losses, render, rng
+from lib.data import Split, model_grid
+from lib.models import gan3d, vaegan3d
+from lib.samplers import evaluating, frozen, sample_generator
+from lib.train import gan3d as train_gan3d
+from lib.train.engine import Model, Task
+
+N_MONITOR = 32  # validation shapes that are reconstructed at every log line
+ACTIVE = 0.01  # a unit is active when the variance of its mean exceeds this (Burda et al. 2016)
+
+
+class Views:
+    """Training shapes, each with ``n`` pictures of it: pictures and shapes are paired here only.
+
+    Validation shapes have pictures too, one each, which nothing is trained on.
+    """
+
+    def __init__(self, split: Split, *, grid: int, n: int, picture: int, where: torch.device):
+        train, held_out = split.where(~split.validation), split.where(split.validation)
+        self.voxels, self.ids = model_grid(train.voxels, grid), train.ids
+        self.held_out = model_grid(held_out.voxels, grid), held_out.ids
+        self.n, self.picture, self.where = n, picture, where
+
+    def batch(self, step: int, size: int, *key: str | int) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, S, S) and the shapes (B, 1, D, D, D) in them, of a step's batch."""
+        rows = rng.batch_indices(step, size, len(self.voxels), *key)
+        drawn = rng.numpy_generator(*key, "view", step).integers(self.n, size=size)
+        grids = self.voxels[rows]
+        names = [("training", int(i), int(k)) for i, k in zip(self.ids[rows], drawn, strict=True)]
+        pictures = render.views(grids, names, self.picture, self.where)
+        return pictures, torch.from_numpy(grids[:, None]).to(self.where, torch.float32)
+
+    def validation(self, n: int) -> tuple[Tensor, Tensor]:
+        """One picture each of at most n validation shapes, spread over them, and the shapes."""
+        voxels, ids = self.held_out
+        rows = np.unique(np.linspace(0, len(ids) - 1, n).astype(int))
+        names = [("validation", int(i)) for i in ids[rows]]
+        pictures = render.views(voxels[rows], names, self.picture, self.where)
+        return pictures, torch.from_numpy(voxels[rows, None]).to(self.where, torch.float32)
+
+
+def build_encoder(section: config.Vaegan3d | config.EncoderDecoder) -> vaegan3d.Encoder:
+    """The image encoder of a section."""
+    return vaegan3d.Encoder(
+        z_dim=section.z_dim, side=section.image, channels=section.encoder_channels
+    )
+
+
+class Vaegan3dTask(train_gan3d.Gan3dTask):
+    """One update of the discriminator, then of the encoder, then of the generator a step.
+
+    The discriminator sees the generator's answers to z ~ N(0, I) and rests as that of 3D-GAN. The
+    encoder lowers weight_kl KL + weight_recon error, the generator its adversarial loss +
+    weight_recon error, through the encoder as it now is.
+    """
+
+    def __init__(self, section: config.Vaegan3d, split: Split, side: int, seed: int, where):
+        self.gan, self.seed, self.where = section, seed, where
+        self.n_steps, self.log_every = section.steps, max(1, min(50, section.steps // 4))
+        self.layout = device.memory_format(section.layout)
+        self.views = Views(split, grid=side, n=section.views, picture=section.image, where=where)
+        encoder = build_encoder(section)
+        vaegan3d.initialise(
+            encoder, section.init_std, rng.torch_generator(seed, "vaegan3d", "encoder")
+        )
+        self.networks = {"encoder": encoder.to(where)}
+        pair = train_gan3d.build(section)
+        for name, network in zip(("generator", "discriminator"), pair, strict=True):
+            gan3d.initialise(network, section.init_std, rng.torch_generator(seed, "vaegan3d", name))
+            self.networks[name] = network.to(where, memory_format=self.layout)
+        rates = {"encoder": section.lr_encoder, "generator": section.lr_generator}
+        rates["discriminator"] = section.lr_discriminator
+        betas = (section.beta1, section.beta2)
+        self.optimizers = {
+            name: torch.optim.Adam(network.parameters(), rates[name], betas)
+            for name, network in self.networks.items()
+        }
+        self.counters, self.buffers = {"accuracy": 0.0, "updates": 0}, {}
+        self.held_out = self.views.validation(N_MONITOR)
+
+    def step(self, step: int) -> dict[str, float]:
+        for network in self.networks.values():
+            network.train()
+        y, x = self.views.batch(step, self.gan.batch, self.seed, "vaegan3d")
+        x, z = x.contiguous(memory_format=self.layout), self._latents(step)
+        noise = rng.torch_generator(self.seed, "vaegan3d", "code", step)
+        noise = torch.randn(z.shape, generator=noise).to(self.where)
+        generator = self.networks["generator"]
+        with torch.no_grad(), device.autocast(self.where, self.gan.dtype):
+            fake = generator.voxels(z).contiguous(memory_format=self.layout)
+        loss_d = self._update_discriminator(self.networks["discriminator"], x, fake)
+        logged = self._update_encoder(y, x, noise) | self._update_generator(y, x, z, noise)
+        return {
+            "loss_discriminator": loss_d,
+            **logged,
+            "accuracy": self.counters["accuracy"],
+            "updates": self.counters["updates"],
+        }
+
+    def _update_encoder(self, y: Tensor, x: Tensor, noise: Tensor) -> dict[str, float]:
+        section, generator = self.gan, self.networks["generator"]
+        with frozen(generator), device.autocast(self.where, section.dtype):
+            mean, log_variance = (v.float() for v in self.networks["encoder"](y))
+            logits = generator(vaegan3d.draw_code(mean, log_variance, noise))
+        kl = vaegan3d.kl_divergence(mean, log_variance)
+        kl_term = kl.mean() if section.kl == "mean" else kl.sum(1).mean()
+        error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
+        loss = section.weight_kl * kl_term + section.weight_recon * error
+        _descend(self.optimizers["encoder"], loss)
+        return {"kl": kl.sum(1).mean().item(), "reconstruction": error.item()}
+
+    def _update_generator(self, y: Tensor, x: Tensor, z: Tensor, noise: Tensor) -> dict[str, float]:
+        section, generator = self.gan, self.networks["generator"]
+        with device.autocast(self.where, section.dtype):
+            with torch.no_grad():
+                mean, log_variance = (v.float() for v in self.networks["encoder"](y))
+            logits = generator(vaegan3d.draw_code(mean, log_variance, noise))
+            with frozen(self.networks["discriminator"]):
+                judged = self.networks["discriminator"](generator.voxels(z))
+        error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
+        adversarial = losses.generator_loss(judged.float(), section.saturating)
+        _descend(self.optimizers["generator"], adversarial + section.weight_recon * error)
+        return {"loss_generator": adversarial.item()}
+
+    def monitor(self, step: int) -> dict[str, float | str]:
+        """Reconstructions of validation shapes, and what 3D-GAN watches on fixed latents."""
+        found = describe(self.networks["encoder"], self.networks["generator"], *self.held_out)
+        return found | super().monitor(step)
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def describe(encoder: vaegan3d.Encoder, generator, y: Tensor, x: Tensor) -> dict[str, float]:
+    """What codes carry and what comes back, in evaluation mode, of pictures y and their shapes x.
+
+    kl_validation: KL in nats; active_units: dimensions whose mean varies over the pictures by more
+    than .01; iou_validation: mean intersection over union of the shapes from the mean codes.
+    """
+    with evaluating(encoder), evaluating(generator):
+        mean, log_variance = encoder(y)
+        back = generator(mean) > 0
+    kl = vaegan3d.kl_divergence(mean, log_variance).sum(1).mean()
+    active = (mean.var(0, correction=0) > ACTIVE).sum() if len(mean) > 1 else torch.zeros(())
+    return {
+        "kl_validation": kl.item(),
+        "active_units": float(active),
+        "iou_validation": mean_iou(back, x > 0.5),
+    }
+
+
+def mean_iou(a: Tensor, b: Tensor) -> float:
+    """Mean intersection over union of bool shapes (N, 1, D, D, D), pair by pair."""
+    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return (both / either.clamp(min=1)).mean().item()
+
+
+def _task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Task:
+    return Vaegan3dTask(profile.vaegan3d, split, profile.data.side, seed, where)
+
+
+def _build(profile: config.Profile) -> dict[str, torch.nn.Module]:
+    generator, discriminator = train_gan3d.build(profile.vaegan3d)
+    encoder = build_encoder(profile.vaegan3d)
+    return {"generator": generator, "encoder": encoder, "discriminator": discriminator}
+
+
+def _sample(profile: config.Profile, networks: dict, seeds: list[int]) -> np.ndarray:
+    return sample_generator(networks["generator"], seeds, latent=profile.vaegan3d.latent)
+
+
+MODEL = Model(
+    task=_task,
+    build=_build,
+    sample=_sample,
+    sampling=("generator", "encoder"),
+    modules=(
+        "lib/losses.py",
+        "lib/models/gan3d.py",
+        "lib/models/vaegan3d.py",
+        "lib/render.py",
+        "lib/samplers.py",
+        "lib/train/gan3d.py",
+        "lib/train/vaegan3d.py",
+    ),
+)
