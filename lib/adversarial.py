@@ -5,6 +5,7 @@ goes on. All of it runs in single precision.
 """
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -240,6 +241,7 @@ def _place(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
+@functools.cache
 def _code() -> str:
     """Hash of the attacks' code, comments left out: other code, other shapes."""
     tree = ast.parse(Path(attacks.__file__).read_text())
