@@ -38,6 +38,9 @@ LAYOUTS = {
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
 POSITIVE = {
+    "attacks": ("eps", "steps", "ball_step", "shapes", "batch", "pgd_eps", "pgd_steps")
+    + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
+    + ("part_starts", "slices", "surface_shapes"),
     "judge": ("hidden", "epochs", "batch", "lr"),
     "gan3d": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator"),
     "desnet3d": ("init_std", "s", "delta", "langevin_steps", "batch", "chains", "steps", "lr")
@@ -46,9 +49,6 @@ POSITIVE = {
     + ("new_last", "sampler_batch", "sampler_lr", "max_steps", "n_samples"),
     "beyond": ("init_std", "chains", "advanced", "chain_steps", "chain_lr", "floor", "start_std")
     + ("steps", "lr", "sample_steps", "n_samples"),
-    "attacks": ("eps", "steps", "ball_step", "shapes", "batch", "pgd_eps", "pgd_steps")
-    + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
-    + ("part_starts", "slices", "surface_shapes"),
     "evaluation": ("n_samples", "n_equal", "n_draws", "n_splits", "k"),
 }
 
@@ -446,6 +446,19 @@ def _check(profile: Profile, name: str) -> None:
             raise StudyError(f"{where}: {sentence}")
 
 
+def with_changes(profile: Profile, **changes: dict) -> Profile:
+    """A copy with some sections' values replaced, as ``gan3d={"steps": 4}``; types stay checked."""
+    raw = json.loads(json.dumps(dataclasses.asdict(profile)))
+    for name, values in changes.items():
+        unknown = set(values) - set(raw[name])
+        if unknown:
+            raise StudyError(f"{name} has no parameter {', '.join(sorted(unknown))}")
+        raw[name] |= values
+    changed = _build(Profile, raw, f"changed profile {profile.name}", "")
+    _check(changed, profile.name)
+    return changed
+
+
 def _attack_rules(attacks: Attacks) -> dict[str, bool]:
     """Ranges of the section attacks."""
     rules = {
@@ -465,16 +478,3 @@ def _attack_rules(attacks: Attacks) -> dict[str, bool]:
         "attacks.table_shapes must be 0 or more": attacks.table_shapes >= 0,
         "attacks.surface_points must be 2 or more": attacks.surface_points >= 2,
     }
-
-
-def with_changes(profile: Profile, **changes: dict) -> Profile:
-    """A copy with some sections' values replaced, as ``gan3d={"steps": 4}``; types stay checked."""
-    raw = json.loads(json.dumps(dataclasses.asdict(profile)))
-    for name, values in changes.items():
-        unknown = set(values) - set(raw[name])
-        if unknown:
-            raise StudyError(f"{name} has no parameter {', '.join(sorted(unknown))}")
-        raw[name] |= values
-    changed = _build(Profile, raw, f"changed profile {profile.name}", "")
-    _check(changed, profile.name)
-    return changed

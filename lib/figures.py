@@ -652,6 +652,57 @@ def histogram(values: Mapping[str, np.ndarray], *, bins=30, xlabel="", title=Non
     return figure
 
 
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a matplotlib figure as PNG without date or program, so equal figures are equal."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path_without_suffix, data: pd.DataFrame | None = None) -> list[Path]:
+    """Write a figure as PNG and, beside it, its data as CSV; return the paths written."""
+    stem = Path(path_without_suffix)
+    if stem.suffix in {".png", ".csv"}:
+        raise StudyError(f"save {stem}: give the path without '{stem.suffix}'; it is added.")
+    contents = {".png": png_bytes(figure)}
+    if data is not None:
+        contents[".csv"] = data.to_csv(index=False, lineterminator="\n").encode()
+    paths = [stem.with_name(stem.name + suffix) for suffix in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_bytes(path, content)
+    return paths
+
+
+def strips(values: Mapping[str, np.ndarray], *, xlabel="", linear=None, title=None) -> Figure:
+    """Draw several sets of numbers as rows of dots, one a number, with the median of each row.
+
+    values: label -> finite numbers (N,), not empty; linear: half the width of the linear middle of
+    an axis that is logarithmic on both sides of 0, else the axis is linear.
+    """
+    values = _checked_sets(values, "strips")
+    if linear is not None and not linear > 0:
+        raise StudyError(f"strips: linear is {linear}; give a width above 0, or none.")
+    with quiet_style():
+        figure = Picture(6.2, 0.7 + 0.42 * len(values), layout="constrained")
+        axes = figure.add_subplot(xlabel=xlabel, title=title or "")
+        for row, v in enumerate(values.values()):
+            # Multiples of the golden ratio spread any number of dots evenly over the row.
+            height = row + 0.5 * (np.arange(len(v)) * 0.6180339887 % 1 - 0.5)
+            colour = PALETTE[row % len(PALETTE)]
+            axes.plot(v, height, "o", color=colour, ms=3.2, alpha=0.55, mew=0)
+            axes.plot([np.median(v)] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.4)
+        axes.set(yticks=range(len(values)), yticklabels=list(values))
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        if linear is not None:
+            axes.set_xscale("symlog", linthresh=linear)
+    return figure
+
+
 def error_curves(
     table: pd.DataFrame, *, xlabel: str = "", ylabel: str = "error", log=(), title=None
 ) -> Figure:
@@ -708,55 +759,4 @@ def surfaces(
         figure.colorbar(drawn, ax=list(panels), label="loss")
         if title:
             figure.suptitle(title, x=0.01, ha="left")
-    return figure
-
-
-# ---------------------------------------------------------------------------------------------
-# Files
-
-
-def png_bytes(figure: Figure) -> bytes:
-    """Return a matplotlib figure as PNG without date or program, so equal figures are equal."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save(figure: Figure, path_without_suffix, data: pd.DataFrame | None = None) -> list[Path]:
-    """Write a figure as PNG and, beside it, its data as CSV; return the paths written."""
-    stem = Path(path_without_suffix)
-    if stem.suffix in {".png", ".csv"}:
-        raise StudyError(f"save {stem}: give the path without '{stem.suffix}'; it is added.")
-    contents = {".png": png_bytes(figure)}
-    if data is not None:
-        contents[".csv"] = data.to_csv(index=False, lineterminator="\n").encode()
-    paths = [stem.with_name(stem.name + suffix) for suffix in contents]
-    for path, content in zip(paths, contents.values(), strict=True):
-        write_bytes(path, content)
-    return paths
-
-
-def strips(values: Mapping[str, np.ndarray], *, xlabel="", linear=None, title=None) -> Figure:
-    """Draw several sets of numbers as rows of dots, one a number, with the median of each row.
-
-    values: label -> finite numbers (N,), not empty; linear: half the width of the linear middle of
-    an axis that is logarithmic on both sides of 0, else the axis is linear.
-    """
-    values = _checked_sets(values, "strips")
-    if linear is not None and not linear > 0:
-        raise StudyError(f"strips: linear is {linear}; give a width above 0, or none.")
-    with quiet_style():
-        figure = Picture(6.2, 0.7 + 0.42 * len(values), layout="constrained")
-        axes = figure.add_subplot(xlabel=xlabel, title=title or "")
-        for row, v in enumerate(values.values()):
-            # Multiples of the golden ratio spread any number of dots evenly over the row.
-            height = row + 0.5 * (np.arange(len(v)) * 0.6180339887 % 1 - 0.5)
-            colour = PALETTE[row % len(PALETTE)]
-            axes.plot(v, height, "o", color=colour, ms=3.2, alpha=0.55, mew=0)
-            axes.plot([np.median(v)] * 2, [row - 0.36, row + 0.36], color=INK, lw=1.4)
-        axes.set(yticks=range(len(values)), yticklabels=list(values))
-        axes.set_ylim(len(values) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        if linear is not None:
-            axes.set_xscale("symlog", linthresh=linear)
     return figure
