@@ -718,6 +718,10 @@ def histogram(values: Mapping[str, np.ndarray], *, bins=30, xlabel="", title=Non
     return figure
 
 
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
 def reliability_diagram(bins: Mapping[str, np.ndarray], *, title: str | None = None) -> Figure:
     """Draw how often answers are right by how probable they were; the diagonal is calibrated.
 
@@ -802,12 +806,6 @@ def surfaces(
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
-
-
-# ---------------------------------------------------------------------------------------------
-# Files
-
-
 def png_bytes(figure: Figure) -> bytes:
     """Return a matplotlib figure as PNG without date or program, so equal figures are equal."""
     buffer = io.BytesIO()
