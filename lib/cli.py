@@ -86,9 +86,7 @@ def parser() -> Parser:
     quiet = ("--quiet", dict(action="store_true", help="no progress bar"))
     add(
         fetch,
-        ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or rotations")),
-        ("name", dict(nargs="?", default="modelnet10", help="modelnet10 (default) or beds64")),
-        ("dataset", dict(nargs="?", choices=("modelnet10", "ikea"), default="modelnet10")),
+        ("name", dict(nargs="?", default="modelnet10", help="modelnet10, rotations, beds64, ikea")),
         ("--from", dict(dest="source", metavar="PATH", help="a local copy of the file")),
     )
     add(prepare, profile)
@@ -165,15 +163,13 @@ def _say(text: str) -> None:
 
 
 def fetch(options) -> None:
-    """Bring ModelNet10, or its turned test shapes, to data/raw, checked by SHA-256."""
-    """Bring ModelNet10, or the beds at 64^3, to data/raw, checked by SHA-256."""
-    from lib import data
-
-    _say(f"{paths.relative(data.fetch(options.source, options.name))} is in place")
-    """Bring ModelNet10 or the IKEA photographs to data/raw, checked by their SHA-256."""
+    """Bring ModelNet10, or another data set, to data/raw, checked by SHA-256."""
     from lib import data, ikea
 
-    found = {"modelnet10": data, "ikea": ikea}[options.dataset].fetch(options.source)
+    if options.name == "ikea":
+        found = ikea.fetch(options.source)
+    else:
+        found = data.fetch(options.source, options.name)
     _say(f"{paths.relative(found)} is in place")
 
 

@@ -50,9 +50,6 @@ CLASSIFIERS = ("baseline", "tuned", "introspective", "voxnet", "orion")
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
 POSITIVE = {
-    "attacks": ("eps", "steps", "ball_step", "shapes", "batch", "pgd_eps", "pgd_steps")
-    + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
-    + ("part_starts", "slices", "surface_shapes"),
     "judge": ("hidden", "epochs", "batch", "lr"),
     "gan3d": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator"),
     "gan64": ("z_dim", "base", "init_std", "steps", "lr_generator", "lr_discriminator")
@@ -816,6 +813,8 @@ def _attack_rules(attacks: Attacks) -> dict[str, bool]:
         "attacks.table_shapes must be 0 or more": attacks.table_shapes >= 0,
         "attacks.surface_points must be 2 or more": attacks.surface_points >= 2,
     }
+
+
 def _ascends(values: tuple[float, ...]) -> bool:
     """True for positive finite numbers, at least one, each above the one before."""
     pairs = zip((0.0, *values), (*values, math.inf), strict=True)
@@ -915,5 +914,3 @@ def with_changes(profile: Profile, **changes: dict) -> Profile:
     changed = _build(Profile, raw, f"changed profile {profile.name}", "")
     _check(changed, profile.name)
     return changed
-
-

@@ -28,15 +28,16 @@ MODELNET10_URL = (
     "https://raw.githubusercontent.com/guoguo12/modelnet-cnn/"
     "8d7108a5df5078a41605130cbf5d26adfb0c107c/data/modelnet10.npz"
 )
-BEDS64 = "beds_64.npz"
-# What `fetch` knows: name -> file, SHA-256, pinned public address (none for a repacked file).
 ROTATIONS = "modelnet10_test_12rot.npz"
+BEDS64 = "beds_64.npz"
 # What `fetch` knows: name -> file, SHA-256, pinned public address (none for a repacked file).
 SOURCES = {
     "modelnet10": (MODELNET10, MODELNET10_SHA256, MODELNET10_URL),
     "rotations": (
         ROTATIONS,
         "61ca226eeebf64ab282263a9e760dcbed48f30d3faf125821ff8c0f2b4fb2219",
+        None,
+    ),
     "beds64": (
         BEDS64,
         "2895cdccae0252d4edd947dba34a61f6e6e62cc4cd4944bbf6e7176cc5789208",
@@ -82,41 +83,38 @@ def fetch(source: Path | None = None, name: str = "modelnet10") -> Path:
     are others.
     """
     if name not in SOURCES:
-        raise StudyError(f"no source {name!r}; choose one of {', '.join(SOURCES)}")
+        raise StudyError(f"no source {name!r}; choose one of {', '.join(SOURCES)}, ikea")
     file, expected, url = SOURCES[name]
-    if source is not None:
-        source = Path(source)
-        source = source / file if source.is_dir() else source
-        if not source.is_file():
-            raise StudyError(f"{source}: no such file; give a copy of {file} with --from PATH")
-        data = source.read_bytes()
-    elif url is None:
-        raise StudyError(
-            f"{file} has no public address, since it was repacked; run `python -m lib fetch {name} "
-            "--from PATH` with a copy"
-        )
-    else:
-        data = _download(url, file)
-    found = hashlib.sha256(data).hexdigest()
+    content = received(source, name, file, url)
+    found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise StudyError(
             f"{source or url}: sha256 is {found[:12]}..., expected "
             f"{expected[:12]}...; this is another file or a damaged one"
         )
-    files.write_bytes(paths.RAW / file, data)
+    files.write_bytes(paths.RAW / file, content)
     return paths.RAW / file
 
 
-def _download(url: str, file: str) -> bytes:
+def received(source: Path | None, name: str, file: str, url: str | None) -> bytes:
+    """The bytes of a data file: of a copy (or the folder that holds it), else from its address.
+
+    Raises StudyError when there is no such copy, no address, or no answer.
+    """
+    how = f"run `python -m lib fetch {name} --from PATH` with a copy"
+    if source is not None:
+        source = Path(source) / file if Path(source).is_dir() else Path(source)
+        if not source.is_file():
+            raise StudyError(f"{source}: no such file; give a copy of {file} with --from PATH")
+        return source.read_bytes()
+    if url is None:
+        raise StudyError(f"{file} has no public address, since it was repacked; {how}")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read()
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise StudyError(
-            f"{url}: not reachable ({reason}); copy {file} here by other means and run "
-            "`python -m lib fetch --from PATH`"
-        ) from None
+        raise StudyError(f"{url}: not reachable ({reason}); {how}") from None
 
 
 def read_modelnet10(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -806,6 +806,8 @@ def surfaces(
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
 def png_bytes(figure: Figure) -> bytes:
     """Return a matplotlib figure as PNG without date or program, so equal figures are equal."""
     buffer = io.BytesIO()

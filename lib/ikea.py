@@ -6,8 +6,6 @@ a licence of its own: kept in ``data/raw``, never committed.
 
 import hashlib
 import io
-import urllib.error
-import urllib.request
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from lib import files, paths
+from lib import data, files, paths
 from lib.errors import StudyError
 
 ARCHIVE = "ikea.zip"
@@ -48,29 +46,10 @@ def fetch(source: Path | None = None) -> Path:
     source: an archive, or a folder that holds ``ikea.zip``. Raises StudyError when the copy is
     missing, the network is, or the contents are others.
     """
-    target = paths.RAW / ARCHIVE
-    if source is None:
-        found = _download()
-    else:
-        source = Path(source) / ARCHIVE if Path(source).is_dir() else Path(source)
-        if not source.is_file():
-            raise StudyError(f"{source}: no such file; give a copy of {ARCHIVE} with --from PATH")
-        found = source.read_bytes()
+    found = data.received(source, "ikea", ARCHIVE, URL)
     _members(io.BytesIO(found), str(source or URL))
-    files.write_bytes(target, found)
-    return target
-
-
-def _download() -> bytes:
-    try:
-        with urllib.request.urlopen(URL, timeout=60) as answer:
-            return answer.read()
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise StudyError(
-            f"{URL}: not reachable ({reason}); copy {ARCHIVE} here by other means and run "
-            "`python -m lib fetch ikea --from PATH`"
-        ) from None
+    files.write_bytes(paths.RAW / ARCHIVE, found)
+    return paths.RAW / ARCHIVE
 
 
 def _members(archive: Path | io.BytesIO, name: str) -> dict[str, bytes]:

@@ -270,12 +270,7 @@ def _footnote(rows: pd.DataFrame) -> str:
     by = f"; judge {', '.join(judges)}" if judges else ""
     return (
         f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets{by}. An empty cell "
-        "was not run in this profile, or has too few shapes for this n.\n"
-    judges = ", ".join(sorted({j for j in run["judge"] if j}))
-    return (
-        f"n = {', '.join(map(str, sizes))}{against}; 95 % intervals in brackets"
-        f"{'; judge ' + judges if judges else ''}. An empty cell was not run in this profile, or "
-        f"has too few shapes for this n.{_shown(run)}\n"
+        f"was not run in this profile, or has too few shapes for this n.{_shown(run)}\n"
     )
 
 

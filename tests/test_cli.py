@@ -208,8 +208,6 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (
             ("train", "vae", *GAN[1:]),
             f"no model 'vae'; choose one of {', '.join(runs.MODELS)}",
-            "no model 'vae'; choose one of judge, gan3d, desnet3d, winn3d, beyond, vaegan3d, "
-            "encoder_decoder",
         ),
         (("train", "gan3d", "--category", "lamp", "--profile", "smoke"), "no category 'lamp'"),
         (("train", "judge", *GAN[1:]), "the judge is trained on all categories"),
@@ -218,7 +216,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("prepare", "--profile", "study"), "modelnet10.npz is missing; run `python -m lib fetch`"),
         (("train", "gan3d", "--category", "chair", "--profile", "quick"), "prepared/furniture is"),
         (("fetch", "--from", "{tmp}/none"), "no such file; give a copy of modelnet10.npz"),
-        (("fetch", "lamps"), "argument dataset: invalid choice: 'lamps'"),
+        (("fetch", "lamps"), "no source 'lamps'; choose one of modelnet10"),
         (("fetch", "ikea", "--from", "{tmp}/none"), "no such file; give a copy of ikea.zip"),
         (("fetch", "ikea", "--from", "{tmp}/text.npz"), "not a readable archive"),
         (("fetch", "--from", "{tmp}/text.npz"), "this is another file or a damaged one"),

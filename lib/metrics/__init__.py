@@ -6,6 +6,12 @@ input raises `lib.errors.StudyError`.
 """
 
 from lib.metrics.anchors import bernoulli, memoriser, noise, pca_gaussian
+from lib.metrics.average_precision import (
+    aligned_average_precision,
+    alignments,
+    average_precision,
+    best_alignment,
+)
 from lib.metrics.calibration import (
     expected_calibration_error,
     free_energy,
@@ -13,12 +19,6 @@ from lib.metrics.calibration import (
     temperature,
 )
 from lib.metrics.detection import detection_auroc
-from lib.metrics.average_precision import (
-    aligned_average_precision,
-    alignments,
-    average_precision,
-    best_alignment,
-)
 from lib.metrics.frechet import frechet_distance
 from lib.metrics.inception import class_probability, inception_score
 from lib.metrics.intervals import (

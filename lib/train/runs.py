@@ -49,11 +49,8 @@ MODELS = {
     "encoder_decoder": "encoder-decoder",
 }
 
-PROBABILITIES = ("gan3d", "vae3d", "autoencoder")  # models whose samples are probabilities
-PROBABILITIES = ("gan3d", "vaegan3d")  # models whose samples are probabilities
-
-
-PROBABILITIES = ("gan3d", "gan64")  # models whose samples are probabilities
+# Models whose samples are probabilities.
+PROBABILITIES = ("gan3d", "gan64", "vae3d", "autoencoder", "vaegan3d", "encoder_decoder")
 
 
 def model(name: str) -> engine.Model:
