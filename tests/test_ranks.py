@@ -99,9 +99,7 @@ def test_two_processes_train_what_one_trains(pairs, checkpoints, smoke, model):
     assert numbers(two) == [pytest.approx(row, rel=2e-3, abs=2e-4) for row in numbers(one)]
     facts = [files.read_json(f / "run.json") for f in (alone, joined)]
     assert facts[0]["key"] == facts[1]["key"]
-    own, other = (
-        runs.load_networks(run, smoke, f).values() for f in (alone, joined)
-    )
+    own, other = (runs.load_networks(run, smoke, f).values() for f in (alone, joined))
     for a, b in zip(own, other, strict=True):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             assert (p - q).norm() <= 1e-3 * p.norm() + 1e-4

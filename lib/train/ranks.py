@@ -144,8 +144,6 @@ def start(devices: int, nodes: int = 1) -> Alone:
     if 0 < n_gpus < devices:
         raise StudyError(f"--devices {devices}: this machine has {n_gpus} GPUs")
     accelerator = "cuda" if n_gpus else "cpu"
-    fabric = Fabric(
-        accelerator=accelerator, strategy="ddp", devices=devices, num_nodes=nodes
-    )
+    fabric = Fabric(accelerator=accelerator, strategy="ddp", devices=devices, num_nodes=nodes)
     fabric.launch()
     return Several(fabric)
