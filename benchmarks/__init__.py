@@ -13,5 +13,7 @@ SUBJECTS = (
     "voxeliser",
     "viewer",
     "startup",
+    "background",
+    "devices",
     "budget",
 )

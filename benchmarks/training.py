@@ -45,8 +45,9 @@ def step(side: int, batch: int, plain: bool) -> Callable[[], tuple[float, float]
     return advance
 
 
-def case(side: int, batch: int, memory: bool = True) -> harness.Case:
+def case(side: int, batch: int, memory: bool = True, **group) -> harness.Case:
     """One step of ours and one plain step, from the same weights on the same shapes."""
+    group = group or {"group": f"batch at {side}^3", "size": batch}
     peaks = [
         harness.peak(__name__, "step", side, batch, plain) for plain in (False, True) if memory
     ]
@@ -57,12 +58,14 @@ def case(side: int, batch: int, memory: bool = True) -> harness.Case:
         tolerance=TOLERANCE,
         repeats=3,
         memory=tuple(peaks) or None,
-        group=f"batch at {side}^3",
-        size=batch,
+        **group,
     )
 
 
 def cases(full: bool) -> list[harness.Case]:
-    """Batches at 24^3 and 32^3; in full also the published 64^3."""
+    """Batches at 24^3 and 32^3; in full also the published 64^3, and all sides at one batch."""
     small = [case(side, batch) for side in (24, 32) for batch in (16, 32, 64)]
-    return small + ([case(64, batch) for batch in (8, 16)] if full else [])
+    if not full:
+        return small
+    sides = [case(side, 8, group="side at batch 8", size=side) for side in (24, 32, 64)]
+    return [*small, case(64, 8), case(64, 16), *sides]

@@ -1,6 +1,7 @@
 """The benchmarks: tables, ratios, and every subject once at its smallest size. Nothing is timed."""
 
 import importlib
+import json
 import math
 import os
 import time
@@ -11,7 +12,9 @@ import pytest
 from benchmarks import (
     SUBJECTS,
     __main__,
+    background,
     budget,
+    devices,
     energy,
     frechet,
     harness,
@@ -98,6 +101,7 @@ SMALLEST = {
     "sphere": lambda: voxeliser.case("sphere", 8),
     "viewer": lambda: viewer.case("chair", 1),
     "startup": lambda: startup.case("nothing", ("-c", "pass"), ("-c", "pass"), 2),
+    "background": lambda: background.case(24, 8, 2),
 }
 
 
@@ -168,3 +172,13 @@ def test_command_fails_in_one_line_where_values_disagree(capsys, monkeypatch):
     monkeypatch.setattr(budget, "cases", lambda full: [ROW, wrong])
     assert __main__.main(["--only", "budget"]) == 1
     assert capsys.readouterr().err == "error: values disagree in budget: b\n"
+
+
+def test_a_share_of_the_devices_benchmark_measures_its_steps(capsys, monkeypatch):
+    monkeypatch.setattr("torch.set_num_threads", lambda n: None)
+    devices.main("beyond", "smoke", "1")
+    found = json.loads(capsys.readouterr().out.split("RESULT")[1])
+    assert found["seconds"] > 0 and len(found["logged"]) == 3
+    monkeypatch.setattr(devices, "measured", lambda n, *given: found | {"seconds": 2 / n})
+    case = devices.case("beyond", "smoke", 1)
+    assert case.ratio == 2 and case.agrees

@@ -266,7 +266,7 @@ def draw_samples(run: Run, profile: config.Profile, folder: Path) -> int:
 
     Shape k starts from seed k. One file a threshold; returns the number of shapes.
     """
-    networks = load_networks(run, profile, folder)
+    networks = _load(run, profile, folder)
     seeds = list(range(n_samples(run, profile)))
     probabilities = sample(run, profile, networks, seeds)
     for threshold in thresholds(profile, run.model):
@@ -310,11 +310,18 @@ def _commit() -> str:
 
 
 def load_networks(run: Run, profile: config.Profile, folder: Path) -> dict[str, torch.nn.Module]:
-    """The networks that sample a run, or all of a classifier, with the weights in ``folder``."""
+    """The networks that sample a run, or all of a classifier, with the weights in ``folder``.
+
+    Raises StudyError where they are not those of the run's record.
+    """
+    check_weights(run, folder, model(run.model).sampling or tuple(model(run.model).build(profile)))
+    return _load(run, profile, folder)
+
+
+def _load(run: Run, profile: config.Profile, folder: Path) -> dict[str, torch.nn.Module]:
     where = device.pick(profile.device)
     networks = model(run.model).build(profile)
     needed = model(run.model).sampling or tuple(networks)
-    check_weights(run, folder, needed)
     return {
         name: checkpoint.load_weights(folder / f"{name}.safetensors", networks[name]).to(where)
         for name in needed
@@ -421,7 +428,10 @@ def is_published(run: Run, profile: config.Profile) -> bool:
     Where they are not here but dvc.lock names the run, another clone made them: that counts too.
     """
     if (run.samples / "run.json").is_file():
-        return files.read_json(run.samples / "run.json")["key"] == key(run, profile)
+        found = files.read_json(run.samples / "run.json").get("key")
+        if found is None:
+            raise StudyError(f"{paths.relative(run.samples / 'run.json')}: damaged, it has no key")
+        return found == key(run, profile)
     lock = paths.CODE / "dvc.lock"
     stages = yaml.safe_load(lock.read_text()).get("stages", {}) if lock.is_file() else {}
     return any(name.endswith(f"@{run.id}") for name in stages)

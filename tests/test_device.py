@@ -1,0 +1,94 @@
+"""Device policy: what STUDY_DEVICE may change, what it may not, and what a run records."""
+
+import pytest
+import torch
+
+from lib import config, device
+from lib.errors import StudyError
+
+FREE, FIXED = (config.Device(threads=2, deterministic=d) for d in (False, True))
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    return lambda text: monkeypatch.setenv("STUDY_DEVICE", text)
+
+
+def test_nothing_is_overridden_unless_asked(monkeypatch):
+    monkeypatch.delenv("STUDY_DEVICE", raising=False)
+    assert device.overridden(FREE) == device.overridden(FIXED) == {}
+    assert device.environment(FREE)["OMP_NUM_THREADS"] == "2"
+
+
+def test_overriding(choose):
+    choose("where=cpu threads=5  fused=true")
+    assert device.overridden(FREE) == {"where": "cpu", "threads": 5, "fused": True}
+    assert device.environment(FREE)["OMP_NUM_THREADS"] == "5"
+    assert device.pick(FREE) == torch.device("cpu")
+    assert device.fused(FREE, torch.device("cpu"))
+    choose("fused=false")
+    assert not device.fused(FREE, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("text", ["gpu", "threads=0", "threads=x", "where=tpu", "fused=1"])
+def test_what_is_not_understood_is_refused(choose, text):
+    choose(text)
+    with pytest.raises(StudyError, match="STUDY_DEVICE: .* is not understood") as error:
+        device.overridden(FREE)
+    assert "\n" not in str(error.value)
+
+
+def test_profiles_whose_bytes_repeat_are_not_overridden(choose):
+    choose("threads=4")
+    for call in (device.pick, device.environment):
+        with pytest.raises(StudyError, match="smoke and quick are computed in one way only"):
+            call(FIXED)
+
+
+def test_a_gpu_that_is_not_there(choose, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    choose("where=cuda")
+    with pytest.raises(StudyError, match="torch sees no GPU here"):
+        device.pick(FREE)
+
+
+def test_the_policy_of_every_model_is_recorded(monkeypatch):
+    monkeypatch.delenv("STUDY_DEVICE", raising=False)
+    lite = config.load("lite")
+    for model in config.LAYOUTS:
+        found = device.policy(lite, model, torch.device("cpu"))
+        assert found["dtype"] == getattr(lite, model).dtype and found["where"] == "cpu"
+        assert found["layout"] == getattr(lite, model).layout and found["fused"] is False
+        assert found["threads"] == torch.get_num_threads()
+    assert device.policy(lite, "winn3d", torch.device("cuda"))["fused"] is True
+
+
+def steps(n, fused, state=None):
+    """An Adam after n steps on one fixed problem, from a saved state or from the start."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+    adam = torch.optim.Adam([parameter], 0.1)
+    if state:
+        parameter.data.copy_(state[0])
+        adam.load_state_dict(state[1])
+    device.fuse(adam, fused)
+    for _ in range(n):
+        adam.zero_grad()
+        (parameter - torch.arange(50.0)).square().sum().backward()
+        adam.step()
+    return parameter.detach().clone(), adam.state_dict()
+
+
+@pytest.mark.parametrize("first, second", [(True, True), (False, True), (True, False)])
+def test_fused_steps_are_the_same_steps(first, second):
+    """Also when a run goes on where the kernel is another one."""
+    plain = steps(8, fused=False)[0]
+    torch.testing.assert_close(steps(5, second, steps(3, first))[0], plain)
+
+
+def test_an_optimizer_without_counted_steps_can_be_fused():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    sgd = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    device.fuse(sgd, True)
+    parameter.sum().backward()
+    sgd.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9))
