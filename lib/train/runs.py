@@ -532,6 +532,12 @@ def adopt(profile: config.Profile) -> list[str]:
 
 
 def run_group(run: Run) -> str:
-    """The stage group of a run: weights travel for the judge, ``all`` and one category a model."""
-    travels = run.category in ("all", "chair") and run.seed == 0
+    """The stage group of a run: weights travel for the judge, ``all`` and one category a model.
+
+    Of 3DWINN only ``all``: a run holds the critics of all its cascades.
+    """
+    travels = run.seed == 0 and run.category in (
+        "all",
+        *(() if run.model == "winn3d" else ("chair",)),
+    )
     return run.model if travels else f"{run.model}_light"
