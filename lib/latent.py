@@ -21,7 +21,7 @@ from lib.train import autoencoder, checkpoint, runs
 
 STUDIED = ("gan3d", "vae3d", "autoencoder")
 ACTS = 0.01  # share of an object's voxels that a dimension must change to count
-DIRECTIONS = 32  # drawn at random, beside which the dimensions are looked at
+DIRECTIONS = 16  # drawn at random, beside which the dimensions are looked at
 SQUEEZE = 0.75  # of the extent along x, in the arithmetic with a known answer
 SALIENT = 0.1  # share of an object's voxels with the steepest gradient
 
