@@ -21,7 +21,7 @@ from lib.train import autoencoder, checkpoint, runs
 
 STUDIED = ("gan3d", "vae3d", "autoencoder")
 ACTS = 0.01  # share of an object's voxels that a dimension must change to count
-DIRECTIONS = 32  # drawn at random, beside which the dimensions are looked at
+DIRECTIONS = 16  # drawn at random, beside which the dimensions are looked at
 SQUEEZE = 0.75  # of the extent along x, in the arithmetic with a known answer
 SALIENT = 0.1  # share of an object's voxels with the steepest gradient
 
@@ -48,6 +48,11 @@ class Space:
     def label(self) -> str:
         """The row's name in tables and figures."""
         return f"{runs.MODELS[self.run.model]}, {self.run.category}"
+
+    @property
+    def heading(self) -> str:
+        """The label in two lines, for galleries."""
+        return self.label.replace(", ", "\n")
 
 
 def spaces(profile: config.Profile) -> tuple[list[Space], list[str]]:
@@ -170,7 +175,7 @@ def sweep_ends(
     pairs = [_read(space, along(space, z, axes[k], 2), profile) for k in best]
     shapes = np.stack(pairs, axis=1)
     marks = np.repeat((shapes[0] ^ shapes[1])[None], 2, axis=0)
-    rows = [f"{space.label}\n{end}" for end in ("low", "high")]
+    rows = [f"{space.heading}\n{end}" for end in ("low", "high")]
     captions = [f"dimension {k}: {mean[k]:.0%}" for k in best]
     return (
         dict(zip(rows, shapes, strict=True)),
@@ -274,7 +279,7 @@ def interpolation_table(found: list[Space], profile: config.Profile) -> tuple[pd
         for measure, other in (("smoothness", "blend of voxels"), ("resemblance", "ends")):
             lines.append(against(space.label, f"{measure}, {kind}", other, *way[measure]))
         for name, shapes in zip(("codes", "voxels"), way["ways"], strict=True):
-            pictures[f"{space.label}\n{kind}\n{name}"] = shapes
+            pictures[f"{space.heading}\n{kind}\n{name}"] = shapes
     return pd.DataFrame(lines), pictures
 
 
@@ -358,12 +363,12 @@ def arithmetic_table(found: list[Space], profile: config.Profile) -> tuple[pd.Da
     """
     lines, pictures = [], {}
     for space in found:
-        overlaps, pictures[space.label] = drawn_arithmetic(space, profile)
+        overlaps, pictures[space.heading] = drawn_arithmetic(space, profile)
         codes = overlaps.pop("codes")
         for name, other in overlaps.items():
             lines.append(against(space.label, "resemblance of a - b + c", name, codes, other))
         if space.encode:
-            overlaps, pictures[space.label] = known_arithmetic(space, profile)
+            overlaps, pictures[space.heading] = known_arithmetic(space, profile)
             codes = overlaps.pop("codes")
             for name, other in overlaps.items():
                 lines.append(against(space.label, "overlap with the answer", name, codes, other))

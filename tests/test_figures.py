@@ -120,6 +120,26 @@ def test_top_is_lightest_and_hollows_are_darker():
     assert light[normals[:, 1] == -1].mean() > light[normals[:, 0] == -1].mean()
 
 
+def test_marked_voxels_are_red_and_nothing_else_is(shapes):
+    grid, mark = shapes[0], np.zeros_like(shapes[0])
+    mark[:, :, 8:] = True
+    axes = figures.Picture(2, 2).subplots()
+    faces = figures.draw_shape(axes, grid, mark=mark)
+    plain = figures.draw_shape(axes, grid)
+    voxels = figures.visible_faces(grid)[2]
+    red = mark[tuple(voxels.T)]
+    ours, theirs = faces.get_facecolor(), plain.get_facecolor()
+    np.testing.assert_array_equal(ours[~red], theirs[~red])
+    assert red.any() and (ours[red, 0] > 1.5 * ours[red, 2]).all()
+
+
+def test_marks_that_fit_no_row_are_refused(shapes):
+    with pytest.raises(StudyError, match="no row 'b'"):
+        figures.gallery({"a": shapes}, marks={"b": shapes})
+    with pytest.raises(StudyError, match="2 marks for 3 shapes"):
+        figures.gallery({"a": shapes}, marks={"a": shapes[:2]})
+
+
 # ---------------------------------------------------------------- static pictures
 
 

@@ -235,7 +235,7 @@ def test_the_arithmetic_table_has_known_answers_for_encoders_only(found, smoke):
     rows = table.groupby("row")["measure"].unique()
     assert list(rows["3D-GAN, chair"]) == ["resemblance of a - b + c"]
     assert "overlap with the answer" in rows["3D-VAE, chair"]
-    assert "answer" in terms["3D-VAE, chair"] and "answer" not in terms["3D-GAN, chair"]
+    assert "answer" in terms["3D-VAE\nchair"] and "answer" not in terms["3D-GAN\nchair"]
 
 
 # ---------------------------------------------------------------- neurons
