@@ -27,9 +27,9 @@ from lib.train import runs
 # What the rows of table 7 are called, by model.
 ROWS = {
     "baseline": "Baseline",
-    "tuned": "Baseline, tuned",
+    "tuned": "Baseline, tuned (ours)",
     "introspective": "3DWINN",
-    "hardened": "Baseline, adversarially trained",
+    "hardened": "Baseline, hardened (ours)",
     "voxnet": "VoxNet",
     "orion": "ORION",
     "judge": "3dnin_fc",

@@ -80,14 +80,21 @@ def fgsm(f: Network, x: Tensor, y: Tensor, eps: float) -> Tensor:
 
 
 def iterative_fgsm(
-    f: Network, x: Tensor, y: Tensor, step: float, n_steps: int, ball: float | None = None
+    f: Network,
+    x: Tensor,
+    y: Tensor,
+    step: float,
+    n_steps: int,
+    ball: float | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Basic iterative method (Kurakin et al. 2016): n steps of FGSM, each cut to [0, 1].
 
-    ``ball`` bounds the whole change of a voxel; without it n steps reach n * step. The source
+    ``ball`` bounds the whole change of a voxel of x; without it n steps reach n * step. The source
     bounds it; 3DWINN states "perturbation size .005" and 5 or 10 steps, which both readings fit.
+    ``start`` is where the steps begin, else x itself.
     """
-    found = x
+    found = x if start is None else start
     for _ in range(n_steps):
         found = fgsm(f, found, y, step)
         if ball is not None:

@@ -107,6 +107,14 @@ def test_both_readings_of_iterative_fgsm(x, y):
     torch.testing.assert_close(bound, (x + 0.01 * direction).clamp(0, 1))
 
 
+def test_steps_can_go_on_from_where_others_ended(x, y, network):
+    five = attacks.iterative_fgsm(network, x, y, 0.01, 5)
+    ten = attacks.iterative_fgsm(network, x, y, 0.01, 10)
+    assert torch.equal(attacks.iterative_fgsm(network, x, y, 0.01, 5, start=five), ten)
+    far = attacks.iterative_fgsm(network, x, y, 0.01, 1, ball=0.02, start=1 - x)
+    assert deviation(far, x).max() <= 0.02 + 1e-6
+
+
 def test_one_step_in_the_ball_is_fgsm(x, y, network):
     one = attacks.iterative_fgsm(network, x, y, step=0.05, n_steps=1, ball=0.05)
     assert torch.equal(one, attacks.fgsm(network, x, y, 0.05))

@@ -120,6 +120,9 @@ def test_top_is_lightest_and_hollows_are_darker():
     assert light[normals[:, 1] == -1].mean() > light[normals[:, 0] == -1].mean()
 
 
+# ---------------------------------------------------------------- changed voxels
+
+
 def test_marked_voxels_are_red_and_nothing_else_is(shapes):
     grid, mark = shapes[0], np.zeros_like(shapes[0])
     mark[:, :, 8:] = True
@@ -138,6 +141,56 @@ def test_marks_that_fit_no_row_are_refused(shapes):
         figures.gallery({"a": shapes}, marks={"b": shapes})
     with pytest.raises(StudyError, match="2 marks for 3 shapes"):
         figures.gallery({"a": shapes}, marks={"a": shapes[:2]})
+
+
+# ---------------------------------------------------------------- static pictures
+
+
+def test_changed_voxels_are_kept_and_marked(shapes):
+    after = shapes.copy()
+    after[0, 0, 0, 0] = True
+    gone = tuple(np.argwhere(shapes[0])[0])
+    after[(0, *gone)] = False
+    union, marks = figures.changed(shapes, after)
+    assert (union == (shapes | after)).all()
+    assert marks[0, 0, 0, 0] == 1 and marks[(0, *gone)] == 2 and (marks != 0).sum() == 2
+
+
+def test_marks_colour_their_voxels_alone(shapes):
+    """In the picture and in the viewer; without a change both are as they were."""
+    marks = np.zeros(shapes.shape, np.int8)
+    plain = figures.gallery({"a": shapes})
+    assert figures.png_bytes(figures.gallery({"a": shapes}, marks={"a": marks})) == (
+        figures.png_bytes(plain)
+    )
+    grid = np.zeros((1, 4, 4, 4), bool)
+    grid[0, 1, 1, 1] = grid[0, 1, 1, 2] = True
+    marks = np.where(grid, 0, 0)
+    marks[0, 1, 1, 2] = 1
+    mesh = figures.viewer(grid, marks=marks).data[0]
+    colours = list(mesh.facecolor)
+    assert len(colours) == len(mesh.i) == 20 and colours.count(figures.ADDED) == 10
+    for triangle, colour in enumerate(colours):
+        corners = [mesh.z[getattr(mesh, axis)[triangle]] for axis in "ijk"]
+        assert (min(corners) >= 2) <= (colour == figures.ADDED) <= (max(corners) >= 2)
+    assert figures.viewer(grid).data[0].facecolor is None
+
+
+def test_error_curves_and_surfaces_repeat():
+    table = pd.DataFrame(
+        {"kind": list("aabb"), "row": "x", "budget": [1, 2, 1, 2], "value": 0.5, "low": 0.4}
+        | {"high": 0.6}
+    )
+    one = figures.error_curves(table, log=("a",), xlabel="voxels")
+    assert [p.get_xscale() for p in one.axes] == ["log", "linear"]
+    assert figures.png_bytes(one) == figures.png_bytes(
+        figures.error_curves(table, log=("a",), xlabel="voxels")
+    )
+    flat = {"flat": np.ones((3, 3)), "tilted": np.arange(9.0).reshape(3, 3)}
+    two = figures.surfaces(flat, [-1, 0, 1], xlabel="x", ylabel="y", title="loss")
+    assert figures.png_bytes(two) == figures.png_bytes(
+        figures.surfaces(flat, [-1, 0, 1], xlabel="x", ylabel="y", title="loss")
+    )
 
 
 # ---------------------------------------------------------------- static pictures
@@ -359,6 +412,13 @@ BAD = {
     "not finite": lambda tmp: figures.histogram({"a": [1.0, np.nan]}),
     "no numbers": lambda tmp: figures.strips({"a": []}),
     "no linear middle": lambda tmp: figures.strips({"a": [1.0]}, linear=0.0),
+    "pairs of two sizes": lambda tmp: figures.changed(cubes, cubes[:1]),
+    "too few marks": lambda tmp: figures.viewer(cubes, marks=np.zeros((1, 4, 4, 4), int)),
+    "marks of another row": lambda tmp: figures.gallery({"a": cubes}, marks={"b": cubes}),
+    "curves without intervals": lambda tmp: figures.error_curves(rows),
+    "surface of another size": lambda tmp: figures.surfaces({"a": np.eye(3)}, [0, 1]),
+    "surface not finite": lambda tmp: figures.surfaces({"a": np.full((2, 2), np.nan)}, [0, 1]),
+    "no surface": lambda tmp: figures.surfaces({}, [0, 1]),
     "suffix given": lambda tmp: figures.save(figures.histogram({"a": [1.0]}), tmp / "a.png"),
 }
 
