@@ -315,11 +315,12 @@ def in_words(found: dict | None) -> str:
     if found is None:
         return f"{a} and {b} are not both trained in this profile, so nothing is compared."
     points = [100 * v for v in found["difference"]]
+    seeds = "one seed" if found["n_seeds"] == 1 else f"at least {found['n_seeds']} seeds"
     different = "differ" if found["p difference"] < 0.05 else "cannot be told apart"
     inferior = "is" if found["p non-inferiority"] < 0.05 else "is not shown to be"
     return (
         f"{a} less {b}: {points[0]:+.2f} points, [{points[1]:+.2f}, {points[2]:+.2f}] over test "
-        f"shapes, the mean of at least {found['n_seeds']} seeds. At the 5 % level they "
+        f"shapes, from {seeds} of each. At the 5 % level they "
         f"{different} (p = {found['p difference']:.3f}), and {a} {inferior} non-inferior at "
         f"{100 * MARGIN:g} point (p = {found['p non-inferiority']:.3f})."
     )

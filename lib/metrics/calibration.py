@@ -22,11 +22,12 @@ def reliability(probabilities, labels, n_bins=15):
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     n = np.bincount(place, minlength=n_bins)
-    out = np.full(n_bins, np.nan, [("n", int), ("confidence", float), ("accuracy", float)])
+    out = np.zeros(n_bins, [("n", int), ("confidence", float), ("accuracy", float)])
     out["n"] = n
     filled = n > 0
     for name, values in (("confidence", confidence), ("accuracy", right)):
         total = np.bincount(place, values, minlength=n_bins)
+        out[name] = np.nan
         out[name][filled] = total[filled] / n[filled]
     return out
 

@@ -2,4 +2,4 @@
 
 from lib.train.classifiers import table1_model
 
-MODEL = table1_model("baseline")
+MODEL = table1_model("baseline", lambda profile: profile.baseline)

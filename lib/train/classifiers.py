@@ -181,19 +181,19 @@ def adam(settings: config.Table1) -> Callable:
     return make
 
 
-def table1_model(name: str) -> Model:
-    """A classifier of Table 1's network trained by cross-entropy alone."""
+def table1_model(name: str, section: Callable[[config.Profile], config.Table1]) -> Model:
+    """A classifier of Table 1's network, by cross-entropy alone, and its section of a profile."""
+
+    def build(profile: config.Profile) -> Winn3dClassifier:
+        return build_table1(section(profile), profile.data.side)
 
     def task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Task:
-        settings = getattr(profile, name)
-        network = build_table1(settings, profile.data.side)
-        network = started(network, settings, split, (seed, name))
+        settings = section(profile)
+        network = started(build(profile), settings, split, (seed, name))
         return ClassifierTask(name, settings, network, adam(settings), split, seed, where)
 
     return Model(
         task=task,
-        build=lambda profile: {
-            "classifier": build_table1(getattr(profile, name), profile.data.side)
-        },
+        build=lambda profile: {"classifier": build(profile)},
         modules=(*MODULES, f"lib/train/{name}.py"),
     )
