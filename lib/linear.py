@@ -13,6 +13,8 @@ from lib import rng
 from lib.errors import StudyError
 
 MOST_STEPS = 100
+# Steps that treat all categories at once; what they leave undone is Newton's.
+CHEAP_STEPS, TOLERANCE = 20, 1e-9
 SCALINGS = ("raw", "standardised", "power")
 
 
@@ -58,18 +60,37 @@ def squared_hinge(kernel: np.ndarray, sign: np.ndarray, c: float, a: np.ndarray)
     for _ in range(MOST_STEPS):
         s = np.flatnonzero(inside)
         target = np.zeros(len(sign))
-        target[s] = _ridge(kernel[np.ix_(s, s)], sign[s], c)
-        a, f = _descend((a, f), (target, kernel[:, s] @ target[s]), sign, c)
+        target[s] = cho_solve(_factor(kernel[np.ix_(s, s)], c), sign[s])
+        a, f = _descend((a, f), (target, kernel @ target), sign, c)
         before, inside = inside, sign * f < 1
         if (inside == before).all() and (a == target).all():
             return a
     raise StudyError(f"the SVM with C = {c:g} found no minimum in {MOST_STEPS} Newton steps")
 
 
-def _ridge(kernel: np.ndarray, target: np.ndarray, c: float) -> np.ndarray:
-    """(kernel + I / 2C)^-1 target; overwrites kernel."""
+def _majorised(kernel: np.ndarray, signs: np.ndarray, c: float, a: np.ndarray) -> tuple:
+    """A few steps towards the minima of all columns (N, K) at once, and which of them are there.
+
+    Beyond the margin the squared hinge lies below the parabola about f itself; so each step is a
+    ridge regression on y within the margin and on f beyond it, with one factor for all. Far
+    cheaper than Newton's steps while most shapes are within the margin. A column is at its minimum
+    where a = 2 C y max(0, 1 - y f), here within ``TOLERANCE`` of a margin.
+    """
+    factor, f = _factor(kernel.copy(), c), kernel @ a
+    for _ in range(CHEAP_STEPS):
+        target = f + signs * np.maximum(0, 1 - signs * f)
+        a = cho_solve(factor, target)
+        f = target - a / (2 * c)  # = kernel a
+        off = np.abs(a / (2 * c) - signs * np.maximum(0, 1 - signs * f)).max(0)
+        if (off < TOLERANCE).all():
+            break
+    return a, off < TOLERANCE
+
+
+def _factor(kernel: np.ndarray, c: float) -> tuple:
+    """Cholesky factor of kernel + I / 2C; overwrites kernel."""
     kernel[np.diag_indices(len(kernel))] += 0.5 / c
-    return cho_solve(cho_factor(kernel, overwrite_a=True, check_finite=False), target)
+    return cho_factor(kernel, overwrite_a=True, check_finite=False)
 
 
 def _descend(now: tuple, target: tuple, sign: np.ndarray, c: float) -> tuple:
@@ -94,13 +115,12 @@ def one_versus_rest(kernel: np.ndarray, labels: np.ndarray, cs: tuple[float, ...
     The answer to a shape is the category of the largest f = ``gram(x, train)`` times coefficients.
     """
     signs = np.where(labels[:, None] == np.arange(labels.max() + 1), 1.0, -1.0)
-    found = np.empty((len(cs), *signs.shape))
-    # Each C starts at the minimum of the one before, the first where all shapes are in the margin.
-    start = _ridge(kernel.copy(), signs, cs[0])
+    found = np.zeros((len(cs), *signs.shape))
     for i, c in enumerate(cs):
-        for k in range(signs.shape[1]):
-            found[i, :, k] = squared_hinge(kernel, signs[:, k], c, start[:, k])
-        start = found[i]
+        # From the minima of the C before.
+        found[i], there = _majorised(kernel, signs, c, found[max(i - 1, 0)])
+        for k in np.flatnonzero(~there):
+            found[i, :, k] = squared_hinge(kernel, signs[:, k], c, found[i, :, k])
     return found
 
 

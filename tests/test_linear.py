@@ -63,6 +63,27 @@ def test_a_path_gives_the_same_as_each_c_alone():
         np.testing.assert_allclose(along, alone, atol=1e-8)
 
 
+@pytest.mark.parametrize("c", [1e-5, 1e-3, 0.1, 10.0])
+def test_cheap_steps_and_newton_find_the_same(monkeypatch, c):
+    x, labels = blobs()
+    kernel = linear.gram(x, x)
+    both = linear.one_versus_rest(kernel, labels, (c,))[0]
+    signs = np.where(labels[:, None] == np.arange(3), 1.0, -1.0)
+    newton = [linear.squared_hinge(kernel, s, c, np.zeros(90)) for s in signs.T]
+    np.testing.assert_allclose(both, np.stack(newton, 1), atol=1e-8 * max(1, c))
+
+
+def test_few_steps_suffice_where_all_shapes_are_within_the_margin(monkeypatch):
+    """Then the SVM is ridge regression on y, one step away."""
+    x, labels = blobs()
+    kernel, c = linear.gram(x, x), 1e-6
+    monkeypatch.setattr(linear, "squared_hinge", None)  # Newton's steps are not asked for
+    a = linear.one_versus_rest(kernel, labels, (c,))[0]
+    y = np.where(labels[:, None] == np.arange(3), 1.0, -1.0)
+    ridge = np.linalg.solve(kernel + np.eye(90) / (2 * c), y)
+    np.testing.assert_allclose(a, ridge, rtol=1e-9)
+
+
 def test_two_points_have_the_margin_of_the_closed_form():
     """x = 1 and -1, f = 2a x + 0: a = y / (2 + 1 / 2C) by the stationary condition."""
     x, c = np.array([[1.0], [-1.0]], np.float32), 0.5
@@ -80,6 +101,7 @@ def test_repeated_shapes_are_no_trouble():
 
 def test_a_search_that_does_not_end_says_so(monkeypatch):
     monkeypatch.setattr(linear, "MOST_STEPS", 1)
+    monkeypatch.setattr(linear, "CHEAP_STEPS", 1)
     x, labels = blobs()
     with pytest.raises(StudyError, match="C = 0.5 found no minimum in 1 Newton steps"):
         linear.one_versus_rest(linear.gram(x, x), labels, (0.5,))
