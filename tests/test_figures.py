@@ -127,7 +127,7 @@ def test_marked_voxels_are_red_and_nothing_else_is(shapes):
     grid, mark = shapes[0], np.zeros_like(shapes[0])
     mark[:, :, 8:] = True
     axes = figures.Picture(2, 2).subplots()
-    faces = figures.draw_shape(axes, grid, mark=mark)
+    faces = figures.draw_shape(axes, grid, marks=mark.astype(int))
     plain = figures.draw_shape(axes, grid)
     voxels = figures.visible_faces(grid)[2]
     red = mark[tuple(voxels.T)]
