@@ -9,7 +9,7 @@ import yaml
 
 from lib import paths
 from lib.errors import StudyError
-from lib.train import parcel, runs
+from lib.train import engine, parcel, runs
 
 LIMIT = 46_000
 
@@ -39,7 +39,8 @@ def parts(complete, unpublished, smoke, tmp_path, monkeypatch):
 
 
 def tree(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.glob("**/*") if f.is_file()}
+    found = [f for f in folder.glob("**/*") if f.is_file() and f.name != "lock"]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in found}
 
 
 def refused(parts, smoke, said):
@@ -172,3 +173,12 @@ def test_runs_that_are_in_place_are_left_alone(parts, smoke, smoke_chair):
     parcel.unpack(parts, [smoke])
     assert [p.name for p in final.iterdir()] == ["mine"]
     assert len(list(paths.CHECKPOINTS.glob("*/final/generator.safetensors"))) == 1
+
+
+def test_a_run_that_trains_here_is_not_written_over(parts, smoke, smoke_chair):
+    with engine.lock(runs.state_folder(smoke_chair, smoke)):
+        with pytest.raises(engine.Locked, match="smoke-gan3d-chair-s0-.* trains this run"):
+            parcel.unpack(parts, [smoke])
+    assert not runs.is_complete(smoke_chair, smoke)
+    parcel.unpack(parts, [smoke])
+    assert runs.is_complete(smoke_chair, smoke)

@@ -11,7 +11,7 @@ import types
 import pytest
 import torch
 
-from lib import files, paths
+from lib import cli, files, paths
 from lib.errors import StudyError
 from lib.train import engine, ranks, runs
 
@@ -160,3 +160,16 @@ def test_one_process_needs_no_fabric():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=paths.CODE, capture_output=True, text=True, check=True)
     assert "lightning_fabric" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("rank, status, said", [(0, 2, "error: full\n"), (1, 0, "")])
+def test_the_first_process_speaks_for_all(monkeypatch, capsys, rank, status, said):
+    def fails(*_, **__):
+        raise StudyError("full")
+
+    monkeypatch.setattr(cli.device, "apply_environment", lambda device: None)
+    monkeypatch.setattr(ranks, "start", lambda devices, nodes: two(rank))
+    monkeypatch.setattr(runs, "train", fails)
+    line = "train beyond --category chair --profile smoke --devices 2"
+    assert cli.main(line.split()) == status
+    assert capsys.readouterr().err == said

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib import config, files, paths
 from lib.errors import StudyError
-from lib.train import runs
+from lib.train import engine, runs
 
 PART_BYTES = 15 * 2**20
 MANIFEST = "manifest.json"
@@ -90,7 +90,7 @@ def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
 
     Nothing is placed unless every part is sound, every run complete, and every key is one that a
     profile asks for with the parameters and recipes of this checkout. A run that is in place
-    already is left as it is.
+    already is left as it is. Raises Locked for a run that is trained here now.
     """
     known = {runs.key(r, p) for p in profiles for r in runs.wanted(p)}
     content, manifest = _read(parts)
@@ -105,7 +105,9 @@ def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
             )
     for key, found in content.items():
         final = paths.CHECKPOINTS / key / "final"
-        if not final.is_dir():
+        if final.is_dir():
+            continue
+        with engine.lock(final.parent):
             files.commit_folder(final, lambda stage, found=found: _fill(stage, found))
     return sorted(content)
 

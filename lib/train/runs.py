@@ -186,8 +186,9 @@ def train(
     final = folder / "final"
     with contextlib.ExitStack() as held:
         if together.agree(lambda: _completed(held, folder)):
-            return final
-        where = together.where or device.pick(profile.device)
+            return final if together.rank == 0 else None
+        where = device.pick(profile.device)
+        where = together.where or where
         split = data.load_train(profile.data).category(run.category)
         task = model(run.model).task(profile, split, run.seed, where)
         if together.size > 1 and task.gradients is None:
