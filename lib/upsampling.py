@@ -18,6 +18,13 @@ from lib.train import engine, gan64, runs
 # Of the compression report at 64^3, "the hyperparameters provided by" 3D-GAN.
 PUBLISHED = {"lr_generator": 0.0025, "lr_discriminator": 1e-5}
 NATIVE, DOUBLED = "native", "doubled"
+# Reading -> shapes and changed rates.
+PLAN = {
+    gan_ablation.BASE: (NATIVE, {}),
+    "doubled": (DOUBLED, {}),
+    "published rates": (NATIVE, PUBLISHED),
+    "doubled, published rates": (DOUBLED, PUBLISHED),
+}
 N_LINES = 10  # log lines a run
 
 
@@ -49,16 +56,10 @@ def compare(
     budget = profile.upsampling
     split = _shapes(profile, category)
     kinds = {NATIVE: split, DOUBLED: dataclasses.replace(split, voxels=doubled(split.voxels))}
-    plan = {
-        gan_ablation.BASE: (NATIVE, {}),
-        "doubled": (DOUBLED, {}),
-        "published rates": (NATIVE, PUBLISHED),
-        "doubled, published rates": (DOUBLED, PUBLISHED),
-    }
     code = runs.syntax_hash_of((*gan64.MODEL.modules, *engine.SHARED_MODULES))
-    results, logs, samples = [], [], {name: [] for name in plan}
-    for name, seed in tqdm([(n, s) for s in budget.seeds for n in plan], unit="run"):
-        kind, rates = plan[name]
+    results, logs, samples = [], [], {name: [] for name in PLAN}
+    for name, seed in tqdm([(n, s) for s in budget.seeds for n in PLAN], unit="run"):
+        kind, rates = PLAN[name]
         gan = _section(profile, rates)
         parts = [dataclasses.asdict(gan), category, kind, seed, budget.n_samples, code]
         parts += [dataclasses.asdict(profile.data), profile.evaluation.threshold]
@@ -110,10 +111,11 @@ def real(profile: config.Profile, category: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("training shapes")
 
 
-def summary(results: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
+def summary(results: pd.DataFrame, log: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
     """One line a reading, means over seeds: how training began and ended, and D's part in it.
 
-    first: occupancy at the first log line; accuracy: of the discriminator, mean over the log;
+    shapes: as ``real`` gives them. first: occupancy at the first log line; times: the last
+    occupancy over that of the training shapes; accuracy: of the discriminator, mean over the log;
     updates: share of the steps in which it was updated, the gate being open.
     """
     lines = {}
@@ -125,39 +127,42 @@ def summary(results: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
             "collapsed": f"{collapsed.sum()} of {len(rows)}",
             "first": own.groupby("seed").head(1)["occupancy"].mean(),
             **rows[[*gan_ablation.MEASURES, "broken_blocks"]].mean().to_dict(),
+            "times": rows["occupancy"].mean() / shapes.loc[PLAN[name][0], "occupancy"],
             "accuracy": own["accuracy"].mean(),
             "updates": (last["updates"] / last["step"]).mean(),
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("reading")
 
 
-def verdict(results: pd.DataFrame, log: pd.DataFrame) -> str:
+def verdict(results: pd.DataFrame, log: pd.DataFrame, shapes: pd.DataFrame) -> str:
     """What ended in full cubes, and what goes with it, whichever way it fell."""
-    table = summary(results, log)
+    table = summary(results, log, shapes)
     full = results[results["collapse"] == "full"].groupby("reading", sort=False).size()
     n = results["seed"].nunique()
     if len(full):
-        text = "Full cubes: " + ", ".join(f"{name} in {k} of {n} seeds" for name, k in full.items())
+        found = ", ".join(f"{name} in {k} of {n} seeds" for name, k in full.items())
+        text = f"More than half of the box is filled by {found}"
     else:
-        text = "No run ends in full cubes: on this budget the failure does not appear"
-    effects = [
-        _effect(results, "doubling the shapes", gan_ablation.BASE, "doubled"),
-        _effect(results, "the published rates", gan_ablation.BASE, "published rates"),
-        _effect(results, "both", gan_ablation.BASE, "doubled, published rates"),
-    ]
+        text = "No run ends with more than half of the box filled"
+    changes = {"doubling the shapes": "doubled", "the published rates": "published rates"}
+    changes["both"] = "doubled, published rates"
+    effects = "; ".join(_effect(results, what, name) for what, name in changes.items())
+    ends = ", ".join(f"{name} {k:.1f}" for name, k in table["times"].items())
+    far = ", ".join(f"{name} {d:.2f}" for name, d in table["distance"].items())
     updates = ", ".join(f"{name} {share:.0%}" for name, share in table["updates"].items())
+    broken = table["broken_blocks"]
     return (
-        f"{text}. Mean change of the filled share: {'; '.join(effects)}. Of the 2^3 blocks that "
-        f"samples touch, those not full: {table.loc['doubled', 'broken_blocks']:.0%} after "
-        f"training on doubled shapes, {table.loc[gan_ablation.BASE, 'broken_blocks']:.0%} on "
-        f"native ones. The discriminator was updated in these shares of the steps: {updates}. "
-        f"Every run began near a filled share of {table['first'].mean():.2f} (its first log line): "
-        "a generator that has not learned yet fills about half of the box."
+        f"{text}. At the end samples fill so many times what training shapes fill: {ends}. At the "
+        f"first log line the filled share is {table['first'].mean():.2f} in the mean: a generator "
+        "that has not learned fills about half of the box, and drawn in three dimensions that is a "
+        f"cube. Change of the filled share, paired by seed: {effects}. Distance to the validation "
+        f"shapes: {far}. Of the blocks that samples touch, {broken['doubled']:.0%} are broken after "
+        f"training on doubled shapes and {broken[gan_ablation.BASE]:.0%} on native ones. Share of "
+        f"the steps in which the discriminator was updated: {updates}."
     )
 
 
-def _effect(results: pd.DataFrame, what: str, base: str, other: str) -> str:
+def _effect(results: pd.DataFrame, what: str, other: str) -> str:
     of = results.set_index(["reading", "seed"])["occupancy"]
-    change = (of[other] - of[base]).dropna()
-    signs = f"up in {(change > 0).sum()} of {len(change)} seeds"
-    return f"{what} {change.mean():+.3f} ({signs})"
+    change = (of[other] - of[gan_ablation.BASE]).dropna()
+    return f"{what} {change.mean():+.3f} (up in {(change > 0).sum()} of {len(change)} seeds)"

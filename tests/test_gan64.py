@@ -188,28 +188,33 @@ def test_training_shapes_stand_beside(smoke, chairs):
     assert found.loc["doubled", "broken_blocks"] == 0
 
 
-def test_the_verdict_falls_either_way(compared):
+def test_the_verdict_falls_either_way(compared, smoke):
     results, log, _ = compared
-    text = upsampling.verdict(results.assign(collapse=""), log)
-    assert "the failure does not appear" in text
+    shapes = upsampling.real(smoke, "chair")
+    text = upsampling.verdict(results.assign(collapse=""), log, shapes)
+    assert text.startswith("No run ends with more than half of the box filled.")
     full = results["reading"] == "doubled, published rates"
     changed = results.assign(
         collapse=np.where(full, "full", ""), occupancy=np.where(full, 0.9, 0.1)
     )
-    text = upsampling.verdict(changed, log)
-    assert text.startswith("Full cubes: doubled, published rates in 2 of 2 seeds. ")
+    text = upsampling.verdict(changed, log, shapes)
+    assert "is filled by doubled, published rates in 2 of 2 seeds. " in text
     assert "doubling the shapes +0.000 (up in 0 of 2 seeds)" in text
     assert "both +0.800 (up in 2 of 2 seeds)" in text
 
 
-def test_the_summary_counts_updates_and_collapses(compared):
+def test_the_summary_counts_updates_and_collapses(compared, smoke):
     results, log, _ = compared
-    table = upsampling.summary(results.assign(collapse="empty"), log)
+    shapes = upsampling.real(smoke, "chair")
+    table = upsampling.summary(results.assign(collapse="empty"), log, shapes)
     assert (table["collapsed"] == "2 of 2").all()
     last = log.groupby(["reading", "seed"]).tail(1)
     share = (last["updates"] / last["step"]).groupby(last["reading"]).mean()
     assert table["updates"].to_dict() == share.to_dict()
     assert set(gan_ablation.MEASURES) < set(table)
+    # Of doubled runs the filled share stands beside that of doubled shapes.
+    mean = results.groupby("reading")["occupancy"].mean()
+    assert table.loc["doubled", "times"] == mean["doubled"] / shapes.loc["doubled", "occupancy"]
 
 
 # ---------------------------------------------------------------- parameters
