@@ -26,7 +26,7 @@ test: setup ## run the tests
 		-p tests.notebooks notebooks
 
 repro: setup ## profile quick: the whole study from nothing, offline
-	dvc repro report@quick ablation@quick
+	dvc repro report@quick ablation@quick gan_ablation@quick latent_space@quick gan64_quick
 
 lite: setup ## profile lite: from the artifact store, then whatever is stale
 
