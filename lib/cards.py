@@ -50,13 +50,14 @@ def card(facts: dict, *, draws: bool) -> str:
     data = facts.get("data")
     known = f"{data['name']}, hash `{data['hash']}`" if data else "named by the key below"
     rows = [(k, facts[k]) for k in PROVENANCE if k in facts]
+    sizes = [k for k in ("n_parameters",) if k in facts]  # the oldest records lack it
     return "\n".join(
         [
             f"# {facts['run']}",
             "",
             f"{SOURCES[model]}. Trained on {corpus} of the training split, seed {seed[1:]}.",
             "",
-            f"- Parameters of the first network: {facts['n_parameters']}.",
+            *(f"- Parameters of the first network: {facts[n]}." for n in sizes),
             f"- Data: {known}; the data card says what it holds and what it may be used for.",
             f"- Recipe {facts['recipe']} of the training code; key `{facts['key']}`.",
             *(f"- {name.capitalize()}: {_plain(value)}." for name, value in rows),
@@ -66,7 +67,8 @@ def card(facts: dict, *, draws: bool) -> str:
             *(f"- `{name}`: sha256 `{digest}`" for name, digest in facts["weights"].items()),
             "",
             "Kernels are stored in half precision, all else in single; samples and scores were",
-            "computed with these very files. A file that does not match its hash is refused.",
+            "computed with these very files. A file that does not match its hash is refused. Those",
+            "that the artifact store does not carry come back by training: the key names the run.",
             "",
             "## Use",
             "",

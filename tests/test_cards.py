@@ -55,6 +55,12 @@ def test_a_card_tells_what_the_record_knows():
     assert "- Data: modelnet10, hash `c9c0`;" in cards.card(LITE | known, draws=True)
 
 
+def test_old_records_without_sizes_have_a_card():
+    old = {k: v for k, v in LITE.items() if k not in ("n_parameters", "policy")}
+    text = cards.card(old, draws=True)
+    assert "1179009" not in text and "Policy" not in text and "- Hours: 0.467." in text
+
+
 def test_numbers_stand_in_the_record():
     """All but those of papers, of the example's seeds, and of the grids in the limits."""
     text = cards.card(LITE, draws=True)
