@@ -132,11 +132,11 @@ def trained_rows(where: Task, progress=iter) -> Iterator[Row]:
         name = runs.MODELS[run.model] + ("" if joint else f" ({run.category} only)")
         note = f"features trained on {'all ten categories' if joint else run.category + ' only'}"
         common = dict(note=note, run_ids=(run.id,))
-        protocol = PROTOCOLS.get(run.model)
-        yield _row(where, name, feature.function, network, progress, protocol=protocol, **common)
         if run.model == "beyond":
-            several = features.layer_features
-            yield _row(where, f"{name}, layers", several, network, progress, **common)
+            yield from _critic_rows(where, name, network, progress, **common)
+        else:
+            parts = _extracted(where, feature.function, network, progress)
+            yield Row(name, *parts, protocol=PROTOCOLS.get(run.model), **common)
 
 
 def control_rows(where: Task, progress=iter) -> Iterator[Row]:
@@ -146,27 +146,30 @@ def control_rows(where: Task, progress=iter) -> Iterator[Row]:
     n = where.profile.features.pca
     parts = features.principal_components(*flat, n)
     yield Row(f"PCA-{n} of the voxels", *parts, note=f"{parts[0].shape[1]} components")
-    for model in ("winn3d", "gan3d"):
-        network = features.untrained(model, where.profile, where.train)
-        note = "random weights, seed 0"
-        name, function = (
-            f"untrained {runs.MODELS[model]}",
-            features.of_model(model, where.profile)[0],
-        )
-        yield _row(where, name, function, network, progress, note=note)
-        if model == "winn3d":
-            several = features.layer_features
-            yield _row(where, f"{name}, layers", several, network, progress, note=note)
+    note = "random weights, seed 0"
+    critic = features.untrained("winn3d", where.profile, where.train)
+    yield from _critic_rows(where, "untrained 3DWINN", critic, progress, note=note)
+    discriminator = features.untrained("gan3d", where.profile, where.train)
+    parts = _extracted(where, features.gan3d_features, discriminator, progress)
+    yield Row("untrained 3D-GAN", *parts, note=note)
 
 
-def _row(where: Task, name: str, function, network, progress, **rest) -> Row:
+def _critic_rows(where: Task, name: str, critic, progress, **rest) -> Iterator[Row]:
+    """The last block of a critic, which are 3DWINN's features, and all that ``layers`` has."""
+    parts = _extracted(where, features.layer_features, critic, progress)
+    n = critic.head.in_features
+    yield Row(name, *(part[:, -n:] for part in parts), **rest)
+    yield Row(f"{name}, layers", *parts, **rest)
+
+
+def _extracted(where: Task, function, network, progress) -> list[np.ndarray]:
+    """Features of both splits."""
     network = network.to(device.pick(where.profile.device))
     side = where.profile.data.side
-    splits = (
+    return [
         features.extract(function, network, split.voxels, side, progress=progress)
         for split in (where.train, where.test)
-    )
-    return Row(name, *splits, **rest)
+    ]
 
 
 def classify(where: Task, row: Row) -> Found:
@@ -320,7 +323,8 @@ def against(where: Task, found: list[Found], control: str) -> pd.DataFrame:
         pair = (right[name].astype(float), right[control].astype(float))
         generator = rng.numpy_generator("features", "against", name, control)
         p = metrics.paired_permutation_test(*pair, N_PERMUTATIONS, generator)
-        lines[name] = {f"above {control}": pair[0].mean() - pair[1].mean(), "p": p}
+        above = pair[0].mean() - pair[1].mean()
+        lines[name] = {f"above {control}": above, f"p, {control}": p}
     return pd.DataFrame(lines).T
 
 

@@ -15,14 +15,13 @@ from lib.errors import StudyError
 MOST_STEPS = 100
 # Steps that treat all categories at once; what they leave undone is Newton's.
 CHEAP_STEPS, TOLERANCE = 20, 1e-9
-SCALINGS = ("raw", "standardised", "power")
+SCALINGS = ("raw", "standardised")
 
 
 def scaled(scaling: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features of both splits under one of ``SCALINGS``, fitted on the training split.
 
-    standardised: mean 0 and deviation 1, constant features 0. power: the signed square root of
-    every feature, then unit length of every shape (Perronnin et al. 2010, ECCV).
+    standardised: mean 0 and deviation 1, constant features 0.
     """
     if scaling == "raw":
         return train, test
@@ -33,9 +32,6 @@ def scaled(scaling: str, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarra
         rate = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
         mean, rate = mean.astype(np.float32), rate.astype(np.float32)
         return (train - mean) * rate, (test - mean) * rate
-    if scaling == "power":
-        roots = (np.sign(x) * np.sqrt(np.abs(x)) for x in (train, test))
-        return tuple(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in roots)
     raise StudyError(f"no scaling {scaling!r}; choose one of {', '.join(SCALINGS)}")
 
 

@@ -130,6 +130,9 @@ def test_a_run_of_chairs_is_named_so_and_its_stored_weights_are_used(task, smoke
     row = rows["ours (persistent chains) (chair only)"]
     assert row.run_ids == (chairs.id,) and row.note == "features trained on chair only"
     assert row.protocol is None
+    several = rows["ours (persistent chains) (chair only), layers"]
+    assert (several.test[:, -row.test.shape[1] :] == row.test).all()
+    assert several.train.shape[1] > row.train.shape[1]
     network = features.load_network(chairs, smoke, "average")
     again = features.extract(features.winn3d_features, network, task.test.voxels[:5], 24)
     np.testing.assert_allclose(row.test[:5], again, atol=1e-5, rtol=1e-4)
@@ -215,17 +218,17 @@ def test_what_is_not_valid_is_never_below_the_honest_choice(task, found):
     assert (claims["claimed"] >= claims["honest"]).all()
     assert (claims["inflated by"] > 0).any()
     at = claims.loc[("3D DescriptorNet", "logistic, best epoch on the test split")]
-    assert at["choices"] == evaluate_features.config.load("smoke").features.epochs
+    assert at["choices"] == config.load("smoke").features.epochs
     assert len(claims) == len(found) * len(linear.SCALINGS) + 1
 
 
 def test_against_a_control(task, found):
     compared = evaluate_features.against(task, found, "nothing")
     assert list(compared.index) == ["3DWINN", "3D DescriptorNet", "everything"]
-    assert compared.loc["everything", "p"] < 0.01
+    assert compared.loc["everything", "p, nothing"] < 0.01
     assert compared.loc["everything", "above nothing"] > 0.5
     same = [dataclasses.replace(found[0], row="a"), dataclasses.replace(found[0], row="b")]
-    assert evaluate_features.against(task, same, "b").loc["a", "p"] == 1
+    assert evaluate_features.against(task, same, "b").loc["a", "p, b"] == 1
 
 
 # ---------------------------------------------------------------- the table

@@ -428,3 +428,38 @@ def test_bad_input_is_one_clear_line(case, tmp_path):
     with pytest.raises(StudyError) as error:
         BAD[case](tmp_path)
     assert "\n" not in str(error.value) and ":" in str(error.value)
+
+
+# ---------------------------------------------------------------- shares of the labels
+
+
+def shares_table():
+    lines = [
+        dict(row=row, share=share, value=0.5 + k / 10 + share / 5, low=0.4 + k / 10, high=0.9)
+        for k, row in enumerate(["ours", "raw voxels"])
+        for share in (1.0, 0.01, 0.1)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_label_curves_draw_every_row_in_order_of_shares():
+    table = shares_table()
+    figure = figures.label_curves(table, label="accuracy")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1 %", "10 %", "100 %"]
+    assert axes.get_xscale() == "log"
+    lines = [container.lines[0] for container in axes.containers]
+    assert len(lines) == 2
+    for name, line in zip(("ours", "raw voxels"), lines, strict=True):
+        own = table[table["row"] == name].sort_values("share")
+        assert line.get_ydata().tolist() == own["value"].tolist()
+        x = np.asarray(line.get_xdata(), float)
+        assert (np.abs(np.log(x / own["share"].to_numpy())) < 0.1).all()
+    assert figures.png_bytes(figure) == figures.png_bytes(figures.label_curves(table))
+
+
+def test_label_curves_name_what_is_missing():
+    with pytest.raises(StudyError, match="label_curves: no column share"):
+        figures.label_curves(shares_table().drop(columns="share"))
+    with pytest.raises(StudyError, match="label_curves: the table has no rows"):
+        figures.label_curves(shares_table()[:0])
