@@ -25,8 +25,8 @@ from lib import (
 )
 from lib.errors import StudyError
 from lib.models import classifiers, voxnet, winn3d
+from lib.train import checkpoint, introspective, runs
 from lib.train import classifiers as training
-from lib.train import introspective, runs
 from lib.train.checkpoint import n_parameters
 
 CPU = torch.device("cpu")
@@ -291,21 +291,25 @@ def test_the_lowest_validation_error_keeps_its_weights(smoke, split, monkeypatch
     assert task.counters["best_step"] == 2 and (task.network.head.bias == 2).all()
 
 
-def test_half_a_run_and_the_other_half_are_a_run(smoke, split):
-    whole = task_of(smoke, split, new=1, max_steps=2)
+def test_half_a_run_and_the_other_half_are_a_run(smoke, split, tmp_path):
+    """Through a checkpoint in the middle of the second epoch, with another global seed."""
+    changes = dict(batch=72, negatives=2, new=1, max_steps=2)
+    whole = task_of(smoke, split, **changes)
+    assert (whole.per_epoch, whole.n_steps) == (3, 6)
     for step in range(6):
         whole.step(step)
-    first = task_of(smoke, split, new=1, max_steps=2)
-    for step in range(3):
-        first.step(step)
-    second = task_of(smoke, split, new=1, max_steps=2)
-    second.load_state(first.state())
+        if step == 3:
+            checkpoint.save(tmp_path / "state.safetensors", whole.state())
+    other = task_of(smoke, split, **changes)
+    other.load_state(checkpoint.load(tmp_path / "state.safetensors"))
     torch.manual_seed(5)
-    for step in range(3, 6):
-        second.step(step)
-    for a, b in zip(whole.network.parameters(), second.network.parameters(), strict=True):
+    for step in (4, 5):
+        other.step(step)
+    for a, b in zip(whole.network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert torch.equal(whole.buffers["f_real"], second.buffers["f_real"])
+    assert whole.buffers["pool"].shape[1] == smoke.introspective.pool + 2
+    assert torch.equal(whole.buffers["pool"], other.buffers["pool"])
+    assert torch.equal(whole.buffers["shown"], other.buffers["shown"])
 
 
 def test_classifiers_are_of_all_categories():

@@ -404,6 +404,9 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     n = len(runs.wanted(config.load("smoke")))
     assert len(said.out.splitlines()) == n and f"{n} runs to train" in said.err
+    listed = [text.split("\t")[0] for text in said.out.splitlines()]
+    assert set(listed) == {r.id for r in runs.wanted(config.load("smoke"))}
+    assert f"{len(listed)} runs to train" in said.err
     assert "smoke-gan3d-chair-s0\t1 min\tnot begun" in said.out
     line = ("queue", "--profile", "smoke", "--run", "--only", "smoke-gan3d", "--quiet")
     assert lib(*line, "--minutes", "0.00001") == 0
@@ -413,6 +416,7 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     assert lib("queue", "--profile", "smoke") == 0
     left = [text.split("\t")[0] for text in capsys.readouterr().out.splitlines()]
     assert set(left) == {r.id for r in runs.wanted(config.load("smoke")) if r.model != "gan3d"}
+    assert left == [name for name in listed if "gan3d" not in name]
     assert left[-1] == "smoke-judge-all-s0"  # the dearest
 
 

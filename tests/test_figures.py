@@ -385,6 +385,15 @@ def test_strips_are_rows_of_dots_with_their_medians():
     assert figures.strips({"real": [0.0]}).axes[0].get_xscale() == "linear"
 
 
+def test_a_reliability_diagram_leaves_empty_bins_out():
+    kind = [("n", int), ("confidence", float), ("accuracy", float)]
+    bins = np.array([(0, np.nan, np.nan), (3, 0.6, 0.5), (1, 0.9, 1.0)], kind)
+    figure = figures.reliability_diagram({"a": bins, "b": bins[1:]})
+    line = figure.axes[0].lines[1]
+    assert line.get_xdata().tolist() == [0.6, 0.9] and line.get_ydata().tolist() == [0.5, 1.0]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
+
+
 # ---------------------------------------------------------------- bad input
 
 cubes = np.zeros((2, 4, 4, 4), bool)
@@ -401,6 +410,7 @@ BAD = {
     "pairs that are none": lambda tmp: figures.neighbours_figure(cubes, cubes[:1], ["x", "y"]),
     "too few names": lambda tmp: figures.viewer(cubes, ["x"]),
     "names to display": lambda tmp: figures.display_shapes(cubes, ["x"]),
+    "no answers": lambda tmp: figures.reliability_diagram({"a": np.zeros(2, [("n", int)])}),
     "empty page": lambda tmp: figures.page(tmp / "a.html", {}, "title"),
     "unknown column": lambda tmp: figures.curves(rows, ["gap"]),
     "no columns": lambda tmp: figures.curves(rows, []),

@@ -776,6 +776,9 @@ def test_pending_runs(nothing_published, smoke):
         "smoke-autoencoder-chair-s0",
         "smoke-judge-all-s0",
     ]
+    cheapest = sorted(runs.wanted(smoke), key=lambda r: smoke.wanted[r.model].minutes)
+    assert [p.run for p in found] == cheapest and len(found) >= 6
+    assert found[0].run == CHAIR and found[-1].run == JUDGE
     assert all((p.step, p.n_steps, p.active) == (0, 0, False) for p in found)
     assert train(CHAIR, smoke, deadline=-math.inf) is None
     chair = next(p for p in runs.pending(smoke) if p.run == CHAIR)
