@@ -725,13 +725,13 @@ def test_words_do_not_make_a_recipe_stale(code):
             "train/gan3d.py",
             'self.counters["updates"] += 1',
             'self.counters["updates"] += 2',
-            ["gan3d", "desnet3d", "winn3d", "beyond"],
+            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
         ),
         (
             "losses.py",
             "softplus(fake).mean()",
             "softplus(fake).sum()",
-            ["gan3d", "desnet3d", "winn3d", "beyond"],
+            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
         ),
         ("models/nin3d.py", "nn.Dropout(0.5)", "nn.Dropout(0.4)", ["judge"]),
         ("models/desnet3d.py", "total // 2", "total // 3", ["desnet3d"]),
@@ -773,6 +773,7 @@ def test_pending_runs(nothing_published, smoke):
         "smoke-beyond-chair-s0",
         "smoke-winn3d-chair-s0",
         "smoke-desnet3d-chair-s0",
+        "smoke-gan64-chair-s0",
         "smoke-judge-all-s0",
     ]
     assert all((p.step, p.n_steps, p.active) == (0, 0, False) for p in found)
