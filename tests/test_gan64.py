@@ -201,6 +201,10 @@ def test_the_verdict_falls_either_way(compared, smoke):
     assert "is filled by doubled, published rates in 2 of 2 seeds. " in text
     assert "doubling the shapes +0.000 (up in 0 of 2 seeds)" in text
     assert "both +0.800 (up in 2 of 2 seeds)" in text
+    for far, near in (("doubled", "published rates"), ("published rates", "doubled")):
+        distance = results["reading"].map({far: 0.9}).fillna(0.5)
+        text = upsampling.verdict(results.assign(distance=distance), log, shapes)
+        assert f"the reading '{far}' moves it by 0.40, '{near}' by 0.00" in text
 
 
 def test_the_summary_counts_updates_and_collapses(compared, smoke):

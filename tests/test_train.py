@@ -722,6 +722,7 @@ def test_words_do_not_make_a_recipe_stale(code):
             'self.counters["updates"] += 2',
             ["gan3d"],
             ["gan3d", "desnet3d", "winn3d", "beyond", "vaegan3d", "encoder_decoder"],
+            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
         ),
         (
             "losses.py",
@@ -729,6 +730,7 @@ def test_words_do_not_make_a_recipe_stale(code):
             "softplus(fake).sum()",
             ["gan3d", "winn3d", "beyond", "vae3d", "autoencoder"],
             ["gan3d", "desnet3d", "winn3d", "beyond", "vaegan3d", "encoder_decoder"],
+            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
         ),
         ("models/nin3d.py", "nn.Dropout(0.5)", "nn.Dropout(0.4)", ["judge"]),
         ("models/desnet3d.py", "total // 2", "total // 3", ["desnet3d"]),
@@ -774,6 +776,7 @@ def test_pending_runs(nothing_published, smoke):
         "smoke-desnet3d-chair-s0",
         "smoke-vae3d-chair-s0",
         "smoke-autoencoder-chair-s0",
+        "smoke-gan64-chair-s0",
         "smoke-judge-all-s0",
     ]
     cheapest = sorted(runs.wanted(smoke), key=lambda r: smoke.wanted[r.model].minutes)
