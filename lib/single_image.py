@@ -339,10 +339,10 @@ def reconstruction_table(
 ) -> tuple[pd.Series, np.ndarray, np.ndarray, Tensor]:
     """How well validation shapes come back from one picture, beside two answers without a network.
 
-    Mean intersection over union above the profile's threshold of at most n validation shapes of
-    the run's category: of the run, of the nearest neighbour by thumbnail, and of the mean shape,
-    cut so that it fills as much as the training shapes do on average. Also the true shapes, the
-    run's probabilities (n, D, D, D) and the pictures.
+    Mean intersection over union of at most n validation shapes of the run's category: of the run,
+    above the profile's threshold and cut so that it fills as much as the training shapes do, of
+    the nearest neighbour by thumbnail, and of the mean shape, cut likewise. Also the true shapes,
+    the run's probabilities (n, D, D, D) and the pictures.
     """
     split = data.load_train(profile.data).category(run.category)
     split = split.where(split.validation)
@@ -354,10 +354,12 @@ def reconstruction_table(
     shelf = library(profile, run.category)
     mean = mean_shape(profile, run.category)
     nearest, _ = metrics.nearest_by_feature(thumbnails(pictures), thumbnails(shelf.pictures))
+    title, filled = runs.MODELS[run.model], 1 - mean.mean()
     answers = {
-        runs.MODELS[run.model]: found > profile.evaluation.threshold,
+        f"{title}, filled as training shapes": found > np.quantile(found, filled),
+        f"{title}, above {profile.evaluation.threshold:g}": found > profile.evaluation.threshold,
         "nearest neighbour (pixels)": shelf.grids[nearest],
-        "mean shape": (mean > np.quantile(mean, 1 - mean.mean()))[None].repeat(len(truths), 0),
+        "mean shape": (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
     }
     overlaps = {row: _mean_iou(truths, shapes) for row, shapes in answers.items()}
     return pd.Series(overlaps, name="IoU"), truths, found, pictures

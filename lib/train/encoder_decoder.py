@@ -12,7 +12,7 @@ from lib.models import gan3d, vaegan3d
 from lib.train.engine import Model, Task
 from lib.train.vaegan3d import N_MONITOR, Views, build_encoder, describe
 
-MONITORED = ("active_units", "iou_validation")
+MONITORED = ("active_units", "iou_validation", "explained")
 
 
 def build(section: config.EncoderDecoder) -> dict[str, torch.nn.Module]:
@@ -61,7 +61,7 @@ class EncoderDecoderTask(Task):
 
     def monitor(self, step: int) -> dict[str, float]:
         """Active units and reconstructions of validation shapes; a code without noise has no KL."""
-        found = describe(self.networks["encoder"], self.networks["generator"], *self.held_out)
+        found = describe(self.networks, *self.held_out, self.views.mean)
         return {name: found[name] for name in MONITORED}
 
 

@@ -25,6 +25,7 @@ class Views:
         train, held_out = split.where(~split.validation), split.where(split.validation)
         self.voxels, self.ids = model_grid(train.voxels, grid), train.ids
         self.held_out = model_grid(held_out.voxels, grid), held_out.ids
+        self.mean = torch.from_numpy(self.voxels.mean(0, dtype=np.float32)).to(where)
         self.n, self.picture, self.where = n, picture, where
 
     def batch(self, step: int, size: int, *key: str | int) -> tuple[Tensor, Tensor]:
@@ -130,7 +131,7 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
 
     def monitor(self, step: int) -> dict[str, float | str]:
         """Reconstructions of validation shapes, and what 3D-GAN watches on fixed latents."""
-        found = describe(self.networks["encoder"], self.networks["generator"], *self.held_out)
+        found = describe(self.networks, *self.held_out, self.views.mean)
         return found | super().monitor(step)
 
 
@@ -141,21 +142,25 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def describe(encoder: vaegan3d.Encoder, generator, y: Tensor, x: Tensor) -> dict[str, float]:
+def describe(networks: dict, y: Tensor, x: Tensor, middle: Tensor) -> dict[str, float]:
     """What codes carry and what comes back, in evaluation mode, of pictures y and their shapes x.
 
     kl_validation: KL in nats; active_units: dimensions whose mean varies over the pictures by more
-    than .01; iou_validation: mean intersection over union of the shapes from the mean codes.
+    than .01; iou_validation: mean intersection over union of the shapes from the mean codes, cut
+    at .5; explained: by how much their squared error is below that of the mean shape ``middle``
+    (D, D, D), as a share of the latter.
     """
+    encoder, generator = networks["encoder"], networks["generator"]
     with evaluating(encoder), evaluating(generator):
         mean, log_variance = encoder(y)
-        back = generator(mean) > 0
+        back = generator.voxels(mean)
     kl = vaegan3d.kl_divergence(mean, log_variance).sum(1).mean()
     active = (mean.var(0, correction=0) > ACTIVE).sum() if len(mean) > 1 else torch.zeros(())
     return {
         "kl_validation": kl.item(),
         "active_units": float(active),
-        "iou_validation": mean_iou(back, x > 0.5),
+        "iou_validation": mean_iou(back > 0.5, x > 0.5),
+        "explained": 1 - ((back - x).square().sum() / (middle - x).square().sum()).item(),
     }
 
 
