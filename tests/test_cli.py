@@ -402,8 +402,6 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
     assert lib("queue", "--profile", "smoke") == 0
     said = capsys.readouterr()
-    n = len(runs.wanted(config.load("smoke")))
-    assert len(said.out.splitlines()) == n and f"{n} runs to train" in said.err
     listed = [text.split("\t")[0] for text in said.out.splitlines()]
     assert set(listed) == {r.id for r in runs.wanted(config.load("smoke"))}
     assert f"{len(listed)} runs to train" in said.err
@@ -415,8 +413,7 @@ def test_queue_lists_then_trains(checkpoints, tmp_path, monkeypatch, capsys):
     assert "2 runs completed, 0 stopped, 0 to go" in capsys.readouterr().err
     assert lib("queue", "--profile", "smoke") == 0
     left = [text.split("\t")[0] for text in capsys.readouterr().out.splitlines()]
-    assert set(left) == {r.id for r in runs.wanted(config.load("smoke")) if r.model != "gan3d"}
-    assert left == [name for name in listed if "gan3d" not in name]
+    assert left == [name for name in listed if "smoke-gan3d" not in name]
     assert left[-1] == "smoke-judge-all-s0"  # the dearest
 
 

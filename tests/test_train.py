@@ -720,21 +720,23 @@ def test_words_do_not_make_a_recipe_stale(code):
             "train/gan3d.py",
             'self.counters["updates"] += 1',
             'self.counters["updates"] += 2',
-            ["gan3d"],
-            ["gan3d", "desnet3d", "winn3d", "beyond", "vaegan3d", "encoder_decoder"],
-            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
+            ["gan3d", "gan64", "vaegan3d", "encoder_decoder"],
         ),
         (
             "losses.py",
             "softplus(fake).mean()",
             "softplus(fake).sum()",
-            ["gan3d", "winn3d", "beyond", "vae3d", "autoencoder"],
-            ["gan3d", "desnet3d", "winn3d", "beyond", "vaegan3d", "encoder_decoder"],
-            ["gan3d", "desnet3d", "winn3d", "beyond", "gan64"],
+            ["gan3d", "winn3d", "beyond", "vae3d", "autoencoder", "introspective", "gan64"]
+            + ["vaegan3d", "encoder_decoder"],
         ),
         ("models/nin3d.py", "nn.Dropout(0.5)", "nn.Dropout(0.4)", ["judge"]),
         ("models/desnet3d.py", "total // 2", "total // 3", ["desnet3d"]),
-        ("models/winn3d.py", "return -self(x)", "return self(x)", ["winn3d", "beyond"]),
+        (
+            "models/winn3d.py",
+            "return -self(x)",
+            "return self(x)",
+            ["winn3d", "beyond", "baseline", "tuned", "introspective", "voxnet", "orion"],
+        ),
         ("models/vae3d.py", "codes.mean(0)", "codes.amax(0)", ["vae3d", "autoencoder"]),
         ("train/vae3d.py", "self.section.beta * kl", "kl", ["vae3d"]),
         ("rng.py", "digest[:8]", "digest[8:16]", list(runs.MODELS)),
@@ -768,17 +770,6 @@ def nothing_published(checkpoints, tmp_path, monkeypatch):
 
 def test_pending_runs(nothing_published, smoke):
     found = runs.pending(smoke)
-    assert [p.run.id for p in found] == [
-        "smoke-gan3d-chair-s0",
-        "smoke-gan3d-toilet-s0",
-        "smoke-beyond-chair-s0",
-        "smoke-winn3d-chair-s0",
-        "smoke-desnet3d-chair-s0",
-        "smoke-vae3d-chair-s0",
-        "smoke-autoencoder-chair-s0",
-        "smoke-gan64-chair-s0",
-        "smoke-judge-all-s0",
-    ]
     cheapest = sorted(runs.wanted(smoke), key=lambda r: smoke.wanted[r.model].minutes)
     assert [p.run for p in found] == cheapest and len(found) >= 6
     assert found[0].run == CHAIR and found[-1].run == JUDGE

@@ -218,7 +218,6 @@ MODEL = Model(
         "lib/losses.py",
         "lib/models/gan3d.py",
         "lib/samplers.py",
-        "lib/train/gan3d.py",
         "lib/train/introspective.py",
         "lib/train/winn3d.py",
     ),
