@@ -35,8 +35,10 @@ def settings(smoke):
     """Smoke with the classifiers of the paper, two more, and one that is not there."""
     models = ["baseline", "introspective", "voxnet", "judge", "orion"]
     changes = dict(classifiers=models, strong=["baseline", "introspective", "voxnet"])
-    changes |= dict(steps=[2, 4], table_shapes=12, pgd_steps=5, square_queries=60, rays_tries=20)
-    changes |= dict(pgd_eps=[0.01, 0.1, 0.3], check_eps=0.3)
+    changes |= dict(
+        steps=[2, 4], table_shapes=12, shapes=10, pgd_steps=5, square_queries=60, rays_tries=20
+    )
+    changes |= dict(pgd_eps=[0.01, 0.1, 0.3], check_eps=0.3, flips=[1, 5, 20], part_starts=2)
     return config.with_changes(smoke, attacks=changes)
 
 
