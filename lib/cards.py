@@ -12,6 +12,18 @@ SOURCES = {
     "networks)",
     "beyond": "ours: the network and loss of 3DWINN (Huang et al. 2019) with persistent chains; "
     "not a published method",
+    "vae3d": "3D-VAE (Kingma and Welling 2014 on voxels; a row of 3DWINN that states no layers)",
+    "autoencoder": "the volumetric autoencoder with a Gaussian fitted to its codes (a comparison "
+    "of Wu et al. 2016)",
+    "vaegan3d": "3D-VAE-GAN (Wu et al. 2016)",
+    "encoder_decoder": "ours: the networks of 3D-VAE-GAN (Wu et al. 2016) without an adversary",
+    "gan64": "3D-GAN at its own resolution (Wu et al. 2016)",
+    "baseline": "Baseline of 3DWINN (Huang et al. 2019): its network, cross-entropy alone",
+    "tuned": "ours: the Baseline of 3DWINN with a tuned rate and regularisers",
+    "hardened": "ours: the Baseline of 3DWINN trained on attacked shapes (Madry et al. 2018)",
+    "introspective": "supervised 3DWINN (Huang et al. 2019, Eq. 3)",
+    "voxnet": "VoxNet (Maturana and Scherer 2015)",
+    "orion": "ORION (Sedaghat et al. 2016)",
 }
 PROVENANCE = ("device", "policy", "hours", "seconds per sample", "torch", "numpy", "python")
 PROVENANCE += ("commit", "date")

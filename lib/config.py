@@ -39,6 +39,7 @@ LAYOUTS = {
     "autoencoder": ("contiguous", "channels_last"),
     "baseline": ("contiguous", "channels_last"),
     "tuned": ("contiguous", "channels_last"),
+    "hardened": ("contiguous", "channels_last"),
     "introspective": ("contiguous", "channels_last"),
     "voxnet": ("contiguous", "channels_last"),
     "orion": ("contiguous", "channels_last"),
@@ -46,7 +47,7 @@ LAYOUTS = {
     "encoder_decoder": ("contiguous", "channels_last"),
 }
 
-CLASSIFIERS = ("baseline", "tuned", "introspective", "voxnet", "orion")
+CLASSIFIERS = ("baseline", "tuned", "hardened", "introspective", "voxnet", "orion")
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
 POSITIVE = {
@@ -66,6 +67,7 @@ POSITIVE = {
     "latent": ("bases", "dimensions", "pairs", "neurons"),
     "baseline": ("epochs", "batch", "lr", "init_std"),
     "tuned": ("epochs", "batch", "lr", "init_std"),
+    "hardened": ("epochs", "batch", "lr", "init_std", "attack_eps", "attack_steps", "attack_step"),
     "introspective": ("epochs", "batch", "lr", "init_std", "pool", "new", "cascades")
     + ("sampler_batch", "sampler_lr", "max_steps"),
     "voxnet": ("epochs", "batch", "lr", "channels", "hidden"),
@@ -331,6 +333,15 @@ class Table1(Classifier):
 
 
 @dataclass(frozen=True)
+class Hardened(Table1):
+    """The Baseline trained on attacked shapes (Madry et al. 2018)."""
+
+    attack_eps: float
+    attack_steps: int
+    attack_step: float  # step, times attack_eps / attack_steps
+
+
+@dataclass(frozen=True)
 class Introspective(Table1):
     """Supervised 3DWINN; what it leaves open after the supervised code of WINN."""
 
@@ -576,6 +587,7 @@ class Profile:
     latent: Latent
     baseline: Table1
     tuned: Table1
+    hardened: Hardened
     introspective: Introspective
     voxnet: Voxnet
     orion: Orion
@@ -743,7 +755,7 @@ def _check(profile: Profile, name: str) -> None:
             "bfloat16",
         )
         rules[f"{model}.layout must be {' or '.join(layouts)}"] = part.layout in layouts
-    table1 = ("baseline", "tuned", "introspective")
+    table1 = ("baseline", "tuned", "hardened", "introspective")
     for model in ("desnet3d", "winn3d", "beyond", *table1):
         channels = getattr(profile, model).channels
         rules[f"{model}.channels must be 1 or more"] = min(channels, default=0) >= 1

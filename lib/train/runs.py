@@ -41,6 +41,7 @@ MODELS = {
     "autoencoder": "autoencoder + Gaussian",
     "baseline": "Baseline",
     "tuned": "Baseline, tuned (ours)",
+    "hardened": "Baseline, hardened (ours)",
     "introspective": "3DWINN, supervised",
     "voxnet": "VoxNet",
     "orion": "ORION",
