@@ -199,16 +199,6 @@ def _shades(grid, normals, voxels, colour, marks=None) -> np.ndarray:
     return np.clip(tinted * light[:, None], 0.0, 1.0)
 
 
-def _shades(grid, normals, voxels, colour, marks=None) -> np.ndarray:
-    """Return RGB (F, 3): Lambert's law per face, ambient occlusion, and a tint with height."""
-    light = AMBIENT + DIFFUSE * np.clip(normals @ LIGHT, 0.0, 1.0)
-    light *= 0.55 + 0.45 * _openness(grid, voxels, normals)
-    height = (voxels[:, 2:] + 0.5) / grid.shape[2]
-    base = _colours(voxels, colour, marks)
-    tinted = base + (1.0 - base) * (0.04 + 0.34 * height)
-    return np.clip(tinted * light[:, None], 0.0, 1.0)
-
-
 def _colours(voxels: np.ndarray, colour: str, marks) -> np.ndarray:
     """Return the RGB (F, 3) of the voxels (F, 3): the shape's colour, or that of their mark."""
     table = np.array([to_rgb(colour), to_rgb(ADDED), to_rgb(REMOVED)])
@@ -330,18 +320,6 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     if title:
         axes.text(0.06 - label, 0.08 / cell, title, ha="left", va="top", fontsize=11)
     return figure
-
-
-def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
-    if grid.any():
-        faces = draw_shape(
-            axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, marks=marks
-        )
-        faces.set_transform(upright)
-    else:
-        axes.text(x, y, "empty", ha="center", va="center", color=MUTED, style="italic")
-    if caption is not None:
-        axes.text(x, y + 0.51, caption, ha="center", va="top", fontsize=7.5, color=MUTED)
 
 
 def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
