@@ -25,6 +25,7 @@ THUMBNAIL = 16
 FILLED = 0.25  # a voxel of a rendered shape's 20^3 truth is occupied from this share on
 BATCH = 16  # pictures that a network looks at together; only memory depends on it
 ALIGNED, PLAIN = "average precision, aligned", "average precision"
+STAND_IN = "renderings of held-out shapes, standing for photographs"
 ABSENT = ("bookcase",)  # categories that the training shapes lack: reported, not in the mean
 
 
@@ -55,7 +56,7 @@ def photographs(profile: config.Profile) -> Exam:
     archive is missing.
     """
     if profile.data.source == "procedural":
-        return rendered(profile, "photograph")
+        return rendered(profile, "photograph", STAND_IN)
     found = ikea.read()
     side = profile.vaegan3d.image
     pictures = torch.stack([square(picture, side) for picture in found.pictures])
@@ -73,8 +74,10 @@ def square(picture: np.ndarray, side: int) -> Tensor:
     return x[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def rendered(profile: config.Profile, name: str = "held-out") -> Exam:
-    """Views of held-out shapes, one a shape, in backgrounds and lights named by ``name``.
+def rendered(
+    profile: config.Profile, name: str = "held-out", title: str = "rendered held-out shapes"
+) -> Exam:
+    """Views of held-out shapes, one a shape, with cameras, lights, backgrounds named by ``name``.
 
     The categories are those of the photographs that the shapes have, or the profile's own.
     """
@@ -97,7 +100,7 @@ def rendered(profile: config.Profile, name: str = "held-out") -> Exam:
     kept = truths.any((1, 2, 3))
     of = tuple(c for c, keep in zip(of, kept, strict=True) if keep)
     rows = np.arange(kept.sum())
-    return Exam("rendered held-out shapes", pictures[kept], rows, truths[kept], of)
+    return Exam(title, pictures[kept], rows, truths[kept], of)
 
 
 def views(grids: np.ndarray, names: list[tuple], side: int) -> Tensor:

@@ -119,12 +119,14 @@ def small(smoke):
     )
 
 
-def test_an_exam_of_renderings(workspace, small, monkeypatch):
+def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "results", lambda profile: tmp_path / "results" / profile)
     for model in single_image.MODELS:
         run = runs.Run("smoke", model, "all", 0)
         runs.publish(run, runs.train(run, small, progress=False))
     exam, other = single_image.photographs(small), single_image.rendered(small)
     assert exam.categories == ("chair", "chair", "toilet", "toilet")
+    assert "standing for photographs" in exam.name and exam.name != other.name
     assert (exam.truths == other.truths).all()
     assert not torch.equal(exam.pictures, other.pictures)
     answers = single_image.predictions(small, exam)

@@ -119,35 +119,42 @@ def _upper_bounds(possible, scores):
 
     Voxels are counted in bins of like rank. Of k occupied ones in a bin that follows n voxels, h of
     them occupied, none has a precision above (h + k) / (n + k): all before the others, none later.
+    Where a bin of m voxels holds one score only, all have (h + k) / (n + m).
     """
     side = scores.shape[0]
-    level = _levels(scores.ravel())
-    n_levels = level.max() + 1
-    bins = np.zeros((scores.size, n_levels), np.float32)
-    bins[np.arange(scores.size), level] = 1
-    occupied = int(possible.poses[0].sum())
+    level, single = _levels(scores.ravel())
+    level, last = level.reshape(scores.shape), len(single) - 1
     reach = max(max(s) for s in possible.shifts)
-    padded = np.pad(possible.poses, [(0, 0)] + [(reach, reach)] * 3)
-    inside = np.pad(np.ones((side,) * 3, bool), reach)
-    out = np.empty((len(possible.poses), len(possible.shifts)), np.float32)
-    windows = [
-        tuple(slice(reach + s, reach + s + side) for s in shift) for shift in possible.shifts
-    ]
-    seen = np.stack([inside[w].ravel() for w in windows]).astype(np.float32) @ bins  # (S, L)
-    seen[:, -1] = scores.size - seen[:, :-1].sum(1)  # zeros that enter lie in the last bin
+    # Zeros that enter lie in the last bin, as the lowest scores do.
+    around = np.pad(level, reach, constant_values=last).ravel()
+    steps = (side + 2 * reach) ** np.array([2, 1, 0])
+    start = reach * steps.sum() - np.array(possible.shifts) @ steps  # of the moved grid, (S,)
+
+    def count(cells):
+        """How many of the cells (N, 3) fall into every bin after each shift, (S, L)."""
+        found = around[start[:, None] + cells @ steps]
+        found = found + (last + 1) * np.arange(len(start))[:, None]
+        return np.bincount(found.ravel(), minlength=len(start) * (last + 1)).reshape(-1, last + 1)
+
+    seen = count(np.argwhere(np.ones(scores.shape, bool)))
     before = seen.cumsum(1) - seen
-    for k, pose in enumerate(padded):
-        hits = np.stack([pose[w].ravel() for w in windows]).astype(np.float32) @ bins
-        hits[:, -1] = occupied - hits[:, :-1].sum(1)
-        reached = hits.cumsum(1)
-        out[k] = (hits * reached / np.maximum(before + hits, 1)).sum(1) / occupied
-    return out * (1 + 1e-5)  # single precision must not close a pair too early
+    out = np.empty((len(possible.poses), len(start)))
+    for k, pose in enumerate(possible.poses):
+        hits = count(np.argwhere(pose))
+        bound = hits * hits.cumsum(1) / np.maximum(before + np.where(single, seen, hits), 1)
+        out[k] = bound.sum(1) / hits[0].sum()
+    return out * (1 + 1e-9)  # rounding must not close a pair too early
 
 
 def _levels(scores):
-    """Bins (V,) of like rank, the highest scores in bin 0, finer at the top; ties share a bin."""
+    """Bins (V,) of like rank, the highest scores in bin 0, finer at the top; ties share a bin.
+
+    Also which bins (L,) hold one score only; zeros that enter count with the last.
+    """
     values, inverse, counts = np.unique(-scores, return_inverse=True, return_counts=True)
     start = counts.cumsum() - counts  # rank at which each score begins
     edges = np.unique(np.geomspace(1, len(scores), N_LEVELS).astype(int))
-    level = np.searchsorted(edges, start[inverse], "right")
-    return np.unique(level, return_inverse=True)[1]
+    level = np.unique(np.searchsorted(edges, start, "right"), return_inverse=True)[1]
+    n_scores = np.bincount(level)
+    n_scores[-1] += values[-1] != 0
+    return level[inverse], n_scores == 1
