@@ -181,6 +181,7 @@ def test_tracked_size():
 def test_no_data_set_is_tracked():
     for name in tracked():
         assert not re.search(r"\.(off|mat)$|(modelnet10|beds_64).*\.npz$|ikea\.zip", name), name
+        assert not re.search(r"\.(off|mat)$|modelnet10.*\.npz$|ikea.*\.zip$|IKEA/", name), name
         assert not name.startswith(("data/raw/", "data/prepared/", ".ckpt/")), name
 
 
