@@ -39,8 +39,10 @@ def gram(x: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Inner products (N, M) in double precision of features with a one appended.
 
     The weight of that one is the intercept, which is penalised like the others, as in LIBLINEAR.
+    The products are in double precision too: rounded to single, those of large features are no
+    positive definite matrix.
     """
-    return (x @ train.T).astype(np.float64) + 1
+    return x.astype(np.float64) @ train.T.astype(np.float64) + 1
 
 
 def squared_hinge(kernel: np.ndarray, sign: np.ndarray, c: float, a: np.ndarray) -> np.ndarray:
