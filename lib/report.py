@@ -263,7 +263,7 @@ def reference_of(rows: pd.DataFrame) -> str:
 def _footnote(rows: pd.DataFrame) -> str:
     run = rows[rows["value"] != ""]
     if run.empty:
-        return "No row of this table was run in this profile.\n"
+        return "Empty: not run in this profile, or a share of nothing.\n"
     if rows["table"].iloc[0] == "cost":
         return f"As measured on: {', '.join(sorted(set(run['note'])))}.\n"
     against = f" against the {reference_of(rows)} split" if reference_of(rows) else ""
