@@ -91,7 +91,7 @@ def kill_after(seconds, *children):
 
 
 def queue():
-    return cli.main("queue --profile smoke --run --only gan3d --quiet".split())
+    return cli.main("queue --profile smoke --run --only smoke-gan3d --quiet".split())
 
 
 said = {}
@@ -398,7 +398,7 @@ def test_looking_at_a_run_does_not_keep_another_from_it(tmp_path, monkeypatch):
 
 def test_the_queue_shows_and_leaves_alone_what_trains_elsewhere(place, smoke, capsys):
     assert runs.train(CHAIR, smoke, progress=False, deadline=-math.inf) is None
-    line = "queue --profile smoke --only gan3d-chair"
+    line = "queue --profile smoke --only smoke-gan3d-chair"
     with engine.lock(runs.state_folder(CHAIR, smoke)):
         assert cli.main(line.split()) == 0
         assert "\tstep 1/8, running elsewhere\n" in capsys.readouterr().out

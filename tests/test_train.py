@@ -735,7 +735,8 @@ def test_words_do_not_make_a_recipe_stale(code):
             "models/winn3d.py",
             "return -self(x)",
             "return self(x)",
-            ["winn3d", "beyond", "baseline", "tuned", "introspective", "voxnet", "orion"],
+            ["winn3d", "beyond", "baseline", "tuned", "hardened", "introspective", "voxnet"]
+            + ["orion"],
         ),
         ("models/vae3d.py", "codes.mean(0)", "codes.amax(0)", ["vae3d", "autoencoder"]),
         ("train/vae3d.py", "self.section.beta * kl", "kl", ["vae3d"]),
