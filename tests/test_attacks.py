@@ -2,6 +2,7 @@
 
 import itertools
 
+import foolbox
 import numpy as np
 import pytest
 import torch
@@ -443,7 +444,6 @@ def test_the_judges_network_can_be_attacked():
 
 
 def test_fgsm_and_pgd_agree_with_foolbox(x, y, network):
-    foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed: not compared")
     model = foolbox.PyTorchModel(network, bounds=(0, 1))
     for eps in (0.005, 0.1):
         theirs = foolbox.attacks.LinfFastGradientAttack(random_start=False)
