@@ -19,21 +19,25 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from lib import attacks, config, data, figures, files, heldout, metrics, paths, report, rng
+from lib import (
+    attacks,
+    config,
+    data,
+    figures,
+    files,
+    heldout,
+    metrics,
+    paths,
+    report,
+    rng,
+    supervised,
+)
 from lib.errors import StudyError
 from lib.metrics import Estimate
 from lib.train import runs
 
-# What the rows of table 7 are called, by model.
-ROWS = {
-    "baseline": "Baseline",
-    "tuned": "Baseline, tuned (ours)",
-    "introspective": "3DWINN",
-    "hardened": "Baseline, hardened (ours)",
-    "voxnet": "VoxNet",
-    "orion": "ORION",
-    "judge": "3dnin_fc",
-}
+# The rows of table 7, named as those of table 5.
+ROWS = {m: supervised.row_of(m) for m in ("judge", *config.CLASSIFIERS)}
 PAIR = ("baseline", "introspective")  # the two classifiers of the paper
 LOSSES = {"cross entropy": attacks.surprise, "margin": attacks.margin}
 RANDOM = ("pgd", "random_flips", "remove_components", "square_attack")  # take generators

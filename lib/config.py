@@ -397,42 +397,6 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Vaegan3d:
-    """Training of 3D-VAE-GAN (Wu et al. 2016): 3D-GAN with an image encoder."""
-
-    z_dim: int
-    base: int
-    generator_channels: tuple[int, ...]
-    discriminator_channels: tuple[int, ...]
-    norm_first: bool
-    encoder_channels: tuple[int, ...]
-    image: int  # side of the encoder's pictures, a multiple of 32
-    views: int  # of every training shape
-    init_std: float
-    steps: int
-    batch: int
-    lr_encoder: float
-    lr_generator: float
-    lr_discriminator: float
-    beta1: float
-    beta2: float
-    gate: float  # the discriminator rests while its last accuracy is above this
-    saturating: bool  # the paper's log(1 - D) for the generator instead of -log D
-    label_real: float
-    weight_kl: float  # alpha_1
-    kl: str  # mean or sum over the dimensions of the code
-    weight_recon: float  # alpha_2
-    recon: str  # sse, mse, l2norm or bce_sum
-    dtype: str
-    layout: str
-
-    @property
-    def latent(self) -> str:
-        """The prior of the code, which the KL divergence is taken to."""
-        return "normal"
-
-
-@dataclass(frozen=True)
 class EncoderDecoder:
     """Training of 3D-VAE-GAN's encoder and generator on the reconstruction alone."""
 
@@ -452,6 +416,26 @@ class EncoderDecoder:
     recon: str  # sse, mse, l2norm or bce_sum
     dtype: str
     layout: str
+
+
+@dataclass(frozen=True)
+class Vaegan3d(EncoderDecoder):
+    """Training of 3D-VAE-GAN (Wu et al. 2016): 3D-GAN with an image encoder."""
+
+    discriminator_channels: tuple[int, ...]
+    norm_first: bool
+    lr_discriminator: float
+    gate: float  # the discriminator rests while its last accuracy is above this
+    saturating: bool  # the paper's log(1 - D) for the generator instead of -log D
+    label_real: float
+    weight_kl: float  # alpha_1
+    kl: str  # mean or sum over the dimensions of the code
+    weight_recon: float  # alpha_2
+
+    @property
+    def latent(self) -> str:
+        """The prior of the code, which the KL divergence is taken to."""
+        return "normal"
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,12 @@ def highest_overlap(n: int, pairs: tuple[np.ndarray, ...]) -> np.ndarray:
     return highest
 
 
+def linked(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """A number (n,) for each of n rows, equal for rows that a chain of pairs (i, j) links."""
+    graph = coo_array((np.ones(len(i)), (i, j)), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
 def split_validation(
     labels: np.ndarray, pairs: tuple[np.ndarray, ...], share: float, seed: int
 ) -> np.ndarray:
@@ -231,8 +237,8 @@ def split_validation(
     """
     i, j, iou = pairs
     near = iou >= NEAR[0]
-    graph = coo_array((np.ones(near.sum()), (i[near], j[near])), shape=(len(labels),) * 2)
-    n_groups, group = connected_components(graph, directed=False)
+    group = linked(len(labels), i[near], j[near])
+    n_groups = group.max() + 1
     counts = np.zeros((n_groups, len(config.CATEGORIES)), int)
     np.add.at(counts, (group, labels), 1)
     quota = np.round(share * counts.sum(0)).astype(int)

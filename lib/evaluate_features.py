@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lib import config, data, device, evaluate, features, heldout, linear, metrics, rng
 from lib.metrics import Estimate
@@ -87,8 +85,7 @@ def near_groups(split: data.Split) -> np.ndarray:
         return np.arange(len(split.labels))
     flat = split.voxels[near].reshape(len(near), -1)
     i, j, _ = data.overlaps(flat, flat, data.NEAR[0])
-    graph = coo_array((np.ones(len(i)), (near[i], near[j])), shape=(len(split.labels),) * 2)
-    return connected_components(graph, directed=False)[1]
+    return data.linked(len(split.labels), near[i], near[j])
 
 
 def task(profile: config.Profile) -> Task:

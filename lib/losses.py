@@ -56,8 +56,16 @@ def voxel_cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def gaussian_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, I)) in nats, (B, z_dim) -> (B,).
+    """KL(N(mean, exp(logvar)) || N(0, 1)) of every dimension in nats, all (B, z_dim).
 
     Kingma and Welling 2014, appendix B.
     """
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+
+
+def active_units(means: Tensor) -> int:
+    """Dimensions of codes whose posterior means (N, z_dim) have a variance above .01 over shapes.
+
+    The others say nothing of the shape (Burda et al. 2016, section 5.2).
+    """
+    return int((means.var(0, correction=0) > 0.01).sum())

@@ -67,6 +67,11 @@ def sample_generator(
         return in_batches(draw, seeds, batch)
 
 
+def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """A code of N(mean, exp(logvar)) from N(0, 1) noise, all (B, z_dim) (Kingma and Welling)."""
+    return mean + (logvar / 2).exp() * noise
+
+
 def gaussian_noise(side: int, generator: torch.Generator) -> Tensor:
     """N(0, I), (1, D, D, D): where 3DWINN and DescriptorNet start, around the mean voxel."""
     return torch.randn(1, side, side, side, generator=generator)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from lib import config, data, figures, heldout, ikea, metrics, render, rng
+from lib import config, data, figures, heldout, ikea, metrics, render, rng, voxel
 from lib.metrics import Estimate
 from lib.samplers import evaluating
 from lib.train import runs
@@ -155,7 +155,7 @@ def reconstruct(networks: dict[str, torch.nn.Module], pictures: Tensor) -> np.nd
 
 
 @dataclass(frozen=True)
-class Library:
+class Shelf:
     """Training shapes with one rendered view each, for the nearest neighbours.
 
     grids: bool (N, D, D, D) on the model grid. pictures: uint8 (N, 3, S, S).
@@ -165,7 +165,7 @@ class Library:
     pictures: Tensor
 
 
-def library(profile: config.Profile, category: str = "all") -> Library:
+def shelf_of(profile: config.Profile, category: str = "all") -> Shelf:
     """At most ``neighbours`` training shapes, drawn by name, with the first of their views."""
     split = data.load_train(profile.data).category(category)
     split = split.where(~split.validation)
@@ -173,7 +173,7 @@ def library(profile: config.Profile, category: str = "all") -> Library:
     split = split.where(np.sort(order[: profile.single_image.neighbours]))
     grids = data.model_grid(split.voxels, profile.data.side)
     names = [("training", int(i), 0) for i in split.ids]
-    return Library(grids, views(grids, names, profile.vaegan3d.image))
+    return Shelf(grids, views(grids, names, profile.vaegan3d.image))
 
 
 def thumbnails(pictures: Tensor) -> np.ndarray:
@@ -212,7 +212,7 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
     Baselines: the constant mean training shape; the training shape whose view has the nearest
     grey thumbnail; the one whose view has the nearest code of the joint encoder-decoder.
     """
-    shelf = library(profile)
+    shelf = shelf_of(profile)
     grids = to_grid(shelf.grids)
     constant = to_grid(mean_shape(profile)[None])
     nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), thumbnails(shelf.pictures))
@@ -354,7 +354,7 @@ def reconstruction_table(
     names = [("validation", int(i)) for i in split.ids]
     pictures = views(truths, names, getattr(profile, run.model).image)
     found = reconstruct(runs.load_networks(run, profile, run.weights), pictures)
-    shelf = library(profile, run.category)
+    shelf = shelf_of(profile, run.category)
     mean = mean_shape(profile, run.category)
     nearest, _ = metrics.nearest_by_feature(thumbnails(pictures), thumbnails(shelf.pictures))
     title, filled = runs.MODELS[run.model], 1 - mean.mean()
@@ -364,13 +364,8 @@ def reconstruction_table(
         "nearest neighbour (pixels)": shelf.grids[nearest],
         "mean shape": (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
     }
-    overlaps = {row: _mean_iou(truths, shapes) for row, shapes in answers.items()}
+    overlaps = {row: voxel.mean_iou(truths, shapes) for row, shapes in answers.items()}
     return pd.Series(overlaps, name="IoU"), truths, found, pictures
-
-
-def _mean_iou(a: np.ndarray, b: np.ndarray) -> float:
-    both, either = (a & b).sum((1, 2, 3)), (a | b).sum((1, 2, 3))
-    return float((both / np.maximum(either, 1)).mean())
 
 
 def in_words(found: pd.DataFrame) -> str:

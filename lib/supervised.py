@@ -52,9 +52,9 @@ class Material:
     missing: str
 
 
-def row_of(run: runs.Run) -> str:
-    """The row of a run in the table."""
-    return ROWS.get(run.model, runs.MODELS[run.model])
+def row_of(model: str) -> str:
+    """The row of a model in the tables of classifiers."""
+    return ROWS.get(model, runs.MODELS[model])
 
 
 def listed(profile: config.Profile) -> list[runs.Run]:
@@ -124,17 +124,14 @@ def grouped(asked: list[Asked]) -> dict[str, list[Asked]]:
     """Answers by row of the table, the seeds of a row in order."""
     found = {}
     for a in asked:
-        found.setdefault(row_of(a.run), []).append(a)
+        found.setdefault(row_of(a.run.model), []).append(a)
     return found
 
 
 def columns(test: data.Split) -> dict[str, np.ndarray]:
     """Which test shapes count: all, without exact copies of training shapes, without near ones."""
-    return {
-        "accuracy": np.ones(len(test.labels), bool),
-        "accuracy, exact duplicates removed": test.duplicate < 1,
-        "accuracy, IoU .95 removed": test.duplicate < 0.95,
-    }
+    kept = evaluate.test_columns(test)
+    return {"accuracy" if n == "all" else f"accuracy, {n}": rows for n, rows in kept.items()}
 
 
 def right(found: np.ndarray, labels: np.ndarray) -> np.ndarray:

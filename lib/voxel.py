@@ -723,6 +723,11 @@ def intersection_over_union(a, b):
     return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
+def mean_iou(a, b):
+    """Mean ``intersection_over_union`` over pairs of bool grids, both (N, ...), N >= 1."""
+    return float(np.mean([intersection_over_union(p, q) for p, q in zip(a, b, strict=True)]))
+
+
 def pairwise_iou(voxels):
     """Mean IoU over all pairs of flat {0, 1} float grids (N, V); two empty ones count as alike."""
     both = voxels @ voxels.T

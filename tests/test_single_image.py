@@ -151,7 +151,7 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
 
 
 def test_neighbours_are_training_shapes_that_no_one_validates_on(workspace, small):
-    shelf = single_image.library(small)
+    shelf = single_image.shelf_of(small)
     split = data.load_train(small.data)
     train = {g.tobytes() for g in data.model_grid(split.voxels[~split.validation], 24)}
     assert len(shelf.grids) == 12 and all(g.tobytes() in train for g in shelf.grids)

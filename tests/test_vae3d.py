@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from lib import config, data, files, losses, paths, rng, voxel
+from lib import config, data, files, losses, paths, rng, samplers, voxel
 from lib.models import gan3d, vae3d
 from lib.train import autoencoder, engine, runs
 from lib.train import vae3d as train_vae3d
@@ -37,8 +37,8 @@ def test_divergence_is_that_of_torch():
     mean, logvar = normal(5, 7), 2 * normal(5, 7, name="logvar")
     prior = Normal(torch.zeros(5, 7), torch.ones(5, 7))
     expected = kl_divergence(Normal(mean, (logvar / 2).exp()), prior).sum(1)
-    torch.testing.assert_close(losses.gaussian_divergence(mean, logvar), expected)
-    assert losses.gaussian_divergence(torch.zeros(2, 3), torch.zeros(2, 3)).tolist() == [0, 0]
+    torch.testing.assert_close(losses.gaussian_divergence(mean, logvar).sum(1), expected)
+    assert not losses.gaussian_divergence(torch.zeros(2, 3), torch.zeros(2, 3)).any()
 
 
 def test_reconstruction_is_the_likelihood_of_bernoulli_voxels():
@@ -50,7 +50,7 @@ def test_reconstruction_is_the_likelihood_of_bernoulli_voxels():
 
 def test_draws_of_the_posterior_have_its_moments():
     mean, logvar = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.0, -3.0]])
-    z = vae3d.reparameterise(mean, logvar, normal(40000, 2))
+    z = samplers.reparameterise(mean, logvar, normal(40000, 2))
     torch.testing.assert_close(z.mean(0), mean[0], atol=0.02, rtol=0)
     torch.testing.assert_close(z.var(0), logvar[0].exp(), atol=0.02, rtol=0)
 

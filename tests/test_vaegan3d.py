@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import config, data, paths, render, single_image
+from lib import config, data, losses, paths, render, samplers, single_image, voxel
 from lib.models import gan3d, vaegan3d
 from lib.train import encoder_decoder, runs
 from lib.train import vaegan3d as train_vaegan3d
@@ -74,12 +74,13 @@ def test_kl_is_that_of_torch():
     q = torch.distributions.Normal(mean, (log_variance / 2).exp())
     p = torch.distributions.Normal(torch.zeros(()), torch.ones(()))
     wanted = torch.distributions.kl_divergence(q, p)
-    assert torch.allclose(vaegan3d.kl_divergence(mean, log_variance), wanted, atol=1e-6)
+    assert torch.allclose(losses.gaussian_divergence(mean, log_variance), wanted, atol=1e-6)
 
 
 def test_codes_have_the_stated_mean_and_variance():
     noise = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
-    z = vaegan3d.draw_code(torch.full_like(noise, 2.0), torch.full_like(noise, math.log(9)), noise)
+    mean, logvar = torch.full_like(noise, 2.0), torch.full_like(noise, math.log(9))
+    z = samplers.reparameterise(mean, logvar, noise)
     assert z.mean().item() == pytest.approx(2, abs=0.05)
     assert z.var().item() == pytest.approx(9, rel=0.02)
 
@@ -269,7 +270,7 @@ def test_the_posterior_does_not_collapse_on_twenty_shapes(smoke, monkeypatch):
         code = task.networks["encoder"].eval()(y)[0]
         back = task.networks["generator"].eval().voxels(code)
     overlaps = [
-        train_vaegan3d.mean_iou(p > np.quantile(p, 1 - x.mean()), x > 0.5)
+        voxel.mean_iou((p > np.quantile(p, 1 - x.mean())).numpy(), (x > 0.5).numpy())
         for p in (back, middle.expand(x.shape))
     ]
     assert found["kl_validation"] > 1 and logged["kl"] > 1

@@ -59,11 +59,6 @@ class Encoder(Discriminator):
         return self(x)[0]
 
 
-def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """A draw of q(z | x): mean + exp(logvar / 2) * noise, all (B, z_dim) (Kingma and Welling)."""
-    return mean + (logvar / 2).exp() * noise
-
-
 class CodeGaussian(nn.Module):
     """A Gaussian with full covariance over codes, from which the autoencoder samples.
 

@@ -53,16 +53,6 @@ def initialise(encoder: Encoder, std: float, generator: torch.Generator) -> None
             nn.init.zeros_(layer.bias)
 
 
-def draw_code(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """A code z ~ q(z | y) from standard normal noise, all (B, z_dim)."""
-    return mean + noise * (log_variance / 2).exp()
-
-
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(z | y) || N(0, 1)) of every dimension of the code, in nats, (B, z_dim)."""
-    return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
-
-
 def reconstruction_error(logits: Tensor, x: Tensor, form: str) -> Tensor:
     """How far G(E(y)) is from the shape x, one number a shape (B,), from occupancy logits.
 

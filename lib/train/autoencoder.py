@@ -91,8 +91,8 @@ class AutoencoderTask(Task):
         """Overlap of reconstructions with training and validation shapes, and the mean shape's."""
         found = {name: reconstruction_iou(self.networks, x) for name, x in self.watched.items()}
         held_out = self.watched["iou_validation"]
-        known = [voxel.intersection_over_union(self.mean_shape, x) for x in held_out]
-        found["iou_mean_shape"] = float(np.mean(known))
+        constant = np.broadcast_to(self.mean_shape, held_out.shape)
+        found["iou_mean_shape"] = voxel.mean_iou(constant, held_out)
         low = found["iou_train"] <= found["iou_mean_shape"]
         sentence = "reconstructions are no nearer than the mean shape: the codes say nothing yet"
         return found | {"warning": sentence if low else ""}
@@ -122,8 +122,7 @@ def decode(decoder: gan3d.Generator, codes: Tensor) -> np.ndarray:
 def reconstruction_iou(networks: dict[str, nn.Module], grids: np.ndarray) -> float:
     """Mean overlap of bool grids (N, D, D, D) with their reconstructions above .5."""
     again = decode(networks["decoder"], encode(networks["encoder"], grids)) > 0.5
-    pairs = zip(again, grids, strict=True)
-    return float(np.mean([voxel.intersection_over_union(a, b) for a, b in pairs]))
+    return voxel.mean_iou(again, grids)
 
 
 def mean_shape(grids: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lib import config, device, losses, metrics, rng, voxel
+from lib import config, device, losses, rng, voxel
 from lib.data import Split
 from lib.models.gan3d import Discriminator
 from lib.samplers import evaluating
@@ -139,7 +139,7 @@ class VariantTask(gan3d.Gan3dTask):
     def monitor(self, step: int) -> dict[str, float]:
         """Occupancy and likeness (mean pairwise IoU) of fixed latents in evaluation mode."""
         voxels = self.samples(gan3d.N_MONITOR) > 0.5
-        likeness = 1 - metrics.pairwise_diversity(voxel.pack(voxels))
+        likeness = voxel.pairwise_iou(voxels.reshape(len(voxels), -1).astype(np.float32))
         return {"occupancy": float(voxels.mean()), "likeness": likeness}
 
 

@@ -538,8 +538,6 @@ def run_group(run: Run) -> str:
 
     Of 3DWINN only ``all``: a run holds the critics of all its cascades.
     """
-    travels = run.seed == 0 and run.category in (
-        "all",
-        *(() if run.model == "winn3d" else ("chair",)),
-    )
+    one = "all" if run.model == "winn3d" else "chair"
+    travels = run.seed == 0 and run.category in ("all", one)
     return run.model if travels else f"{run.model}_light"

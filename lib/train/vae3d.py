@@ -6,12 +6,10 @@ from torch import Tensor, nn
 
 from lib import config, losses, rng, voxel
 from lib.data import Split
-from lib.models import vae3d
-from lib.samplers import sample_generator
+from lib.samplers import reparameterise, sample_generator
 from lib.train import autoencoder
 from lib.train.engine import Model
 
-ACTIVE = 0.01  # variance of a dimension's mean over shapes (Burda et al. 2016)
 N_SAMPLES = 32  # drawn from the prior at a log line
 
 
@@ -33,9 +31,9 @@ class Vae3dTask(autoencoder.AutoencoderTask):
         mean, logvar = self.networks["encoder"](x)
         stream = rng.torch_generator(self.seed, self.name, "noise", step)
         noise = torch.randn(mean.shape, generator=stream).to(self.where)
-        logits = self.networks["decoder"](vae3d.reparameterise(mean, logvar, noise))
+        logits = self.networks["decoder"](reparameterise(mean, logvar, noise))
         reconstruction = losses.voxel_cross_entropy(logits.float(), x)
-        kl = losses.gaussian_divergence(mean, logvar).mean()
+        kl = losses.gaussian_divergence(mean, logvar).sum(1).mean()
         terms = {"reconstruction": reconstruction.item(), "kl": kl.item()}
         return reconstruction + self.section.beta * kl, terms
 
@@ -43,7 +41,7 @@ class Vae3dTask(autoencoder.AutoencoderTask):
         """The overlaps, the active units, and occupancy and likeness of samples from the prior."""
         found = super().monitor(step)
         codes = autoencoder.encode(self.networks["encoder"], self.watched["iou_train"])
-        found["active_units"] = int((codes.var(0, correction=0) > ACTIVE).sum())
+        found["active_units"] = losses.active_units(codes)
         seeds = list(range(N_SAMPLES))
         grids = sample_generator(self.networks["decoder"], seeds, latent="normal") > 0.5
         flat = grids.reshape(len(grids), -1).astype(np.float32)

@@ -4,15 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib import config, device, losses, render, rng
+from lib import config, device, losses, render, rng, voxel
 from lib.data import Split, model_grid
 from lib.models import gan3d, vaegan3d
-from lib.samplers import evaluating, frozen, sample_generator
+from lib.samplers import evaluating, frozen, reparameterise, sample_generator
 from lib.train import gan3d as train_gan3d
 from lib.train.engine import Model, Task
 
 N_MONITOR = 32  # validation shapes that are reconstructed at every log line
-ACTIVE = 0.01  # a unit is active when the variance of its mean exceeds this (Burda et al. 2016)
 
 
 class Views:
@@ -108,8 +107,8 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
         section, generator = self.gan, self.networks["generator"]
         with frozen(generator), device.autocast(self.where, section.dtype):
             mean, log_variance = (v.float() for v in self.networks["encoder"](y))
-            logits = generator(vaegan3d.draw_code(mean, log_variance, noise))
-        kl = vaegan3d.kl_divergence(mean, log_variance)
+            logits = generator(reparameterise(mean, log_variance, noise))
+        kl = losses.gaussian_divergence(mean, log_variance)
         kl_term = kl.mean() if section.kl == "mean" else kl.sum(1).mean()
         error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
         loss = section.weight_kl * kl_term + section.weight_recon * error
@@ -121,7 +120,7 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
         with device.autocast(self.where, section.dtype):
             with torch.no_grad():
                 mean, log_variance = (v.float() for v in self.networks["encoder"](y))
-            logits = generator(vaegan3d.draw_code(mean, log_variance, noise))
+            logits = generator(reparameterise(mean, log_variance, noise))
             with frozen(self.networks["discriminator"]):
                 judged = self.networks["discriminator"](generator.voxels(z))
         error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
@@ -154,20 +153,13 @@ def describe(networks: dict, y: Tensor, x: Tensor, middle: Tensor) -> dict[str, 
     with evaluating(encoder), evaluating(generator):
         mean, log_variance = encoder(y)
         back = generator.voxels(mean)
-    kl = vaegan3d.kl_divergence(mean, log_variance).sum(1).mean()
-    active = (mean.var(0, correction=0) > ACTIVE).sum() if len(mean) > 1 else torch.zeros(())
+    kl = losses.gaussian_divergence(mean, log_variance).sum(1).mean()
     return {
         "kl_validation": kl.item(),
-        "active_units": float(active),
-        "iou_validation": mean_iou(back > 0.5, x > 0.5),
+        "active_units": losses.active_units(mean),
+        "iou_validation": voxel.mean_iou(*((v > 0.5).cpu().numpy() for v in (back, x))),
         "explained": 1 - ((back - x).square().sum() / (middle - x).square().sum()).item(),
     }
-
-
-def mean_iou(a: Tensor, b: Tensor) -> float:
-    """Mean intersection over union of bool shapes (N, 1, D, D, D), pair by pair."""
-    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
-    return (both / either.clamp(min=1)).mean().item()
 
 
 def _task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Task:
