@@ -364,17 +364,8 @@ def _paired_rows(trial: Trial, rows: np.ndarray, settings: dict) -> Iterable[dic
 def _row(
     row: str, metric: str, estimate: Estimate, n: int | str, headline: int = 0, note: str = ""
 ) -> dict:
-    return dict(
-        row=row,
-        category="all",
-        metric=metric,
-        estimate=estimate,
-        headline=headline,
-        reference="",
-        n_samples=n,
-        n_reference="",
-        note=note,
-    )
+    shape = dict(row=row, category="all", metric=metric, n_samples=n)
+    return shape | dict(estimate=estimate, headline=headline, note=note)
 
 
 def _wilson(wrong: np.ndarray) -> Estimate:

@@ -275,7 +275,7 @@ def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
         p = gallery.seen[row][category].probabilities[:, column]
         top = gallery.seen["real test"][category].probabilities[:, column].mean()
         found = metrics.student_interval(p)
-        common = dict(row=row, category=category, reference="", n_samples=len(p), n_reference="")
+        common = dict(row=row, category=category, n_samples=len(p))
         common["note"] = "mean over shapes, Student t interval"
         yield common | dict(metric="class probability", estimate=found, headline=1)
         share = Estimate(*(v / top for v in found))
@@ -318,9 +318,7 @@ def _inception(
             metric="inception score" if headline else "inception score, one split",
             estimate=Estimate.of_draws(values, whole=max(map(len, pools)) == n),
             headline=headline,
-            reference="",
             n_samples=n * len(pools),
-            n_reference="",
             note=f"{note}; {n_splits} splits",
         )
 
@@ -361,9 +359,7 @@ def cost_rows(profile: config.Profile) -> Iterable[dict]:
                     metric=metric,
                     estimate=Estimate(facts[fact], math.nan, math.nan),
                     headline=1,
-                    reference="",
                     n_samples=runs.n_samples(run, profile),
-                    n_reference="",
                     note=facts["device"],
                 )
 

@@ -57,10 +57,10 @@ def table(
 ) -> pd.DataFrame:
     """Rows of estimates as a tidy table; published cells that were not run stay, value empty.
 
-    rows: dicts with row, category, metric, estimate, headline, reference, n_samples, n_reference,
-    note, and n_seeds where it is not that of the runs. run_ids: row -> the runs behind it.
-    variants: row -> its published name and threshold, for rows read at another threshold, which
-    are never the headline. Raises StudyError for two rows of one key.
+    rows: dicts with row, category, metric, estimate, headline, and reference, n_samples,
+    n_reference, note where there are any, n_seeds where it is not that of the runs. run_ids: row ->
+    the runs behind it. variants: row -> its published name and threshold, for rows read at another
+    threshold, which are never the headline. Raises StudyError for two rows of one key.
     """
     out = []
     for found in rows:

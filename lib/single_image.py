@@ -308,9 +308,7 @@ def rows(profile: config.Profile, exams: dict[str, pd.DataFrame]) -> Iterable[di
                         metric=metric if k == 0 else f"{metric}, {name}",
                         estimate=estimate,
                         headline=int(k == 0 and metric == ALIGNED),
-                        reference="",
                         n_samples=len(here),
-                        n_reference="",
                         note=f"{name}; {here['model'].nunique()} models",
                     )
 

@@ -276,18 +276,9 @@ def _over_seeds(values: list[float]) -> tuple[Estimate, str]:
 
 
 def _row(row, metric, found: Estimate, n_seeds, n_samples, note: str, headline: int = 0) -> dict:
-    return dict(
-        row=row,
-        category="all",
-        metric=metric,
-        estimate=found,
-        headline=headline,
-        reference="",
-        n_samples=n_samples if n_samples == "" else int(n_samples),
-        n_reference="",
-        note=note,
-        n_seeds=n_seeds,
-    )
+    n = n_samples if n_samples == "" else int(n_samples)
+    shape = dict(row=row, category="all", metric=metric, n_samples=n, n_seeds=n_seeds)
+    return shape | dict(estimate=found, headline=headline, note=note)
 
 
 def table_rows(material: Material, asked: list[Asked]) -> list[dict]:

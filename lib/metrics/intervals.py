@@ -85,16 +85,11 @@ def paired_permutation_test(a, b, n_permutations, generator):
 
     Source: Phipson and Smyth 2010 (arXiv:1603.05766).
     """
-    a, b = finite_array(a, "a", 1), finite_array(b, "b", 1)
-    if a.shape != b.shape:
-        raise StudyError(f"a has {len(a)} scores and b has {len(b)}: pairs need equal lengths")
-    n_permutations = whole_number(n_permutations, "n_permutations", 1)
-    difference = a - b
-    signs = 2.0 * generator.integers(0, 2, size=(n_permutations, len(a))) - 1
+    difference = _differences(a, b)
+    sums = _signed_sums(difference, n_permutations, generator)
     # The observed pattern must count as a hit of itself, whatever the order of summation.
     observed = abs(difference.sum()) - 1e-9 * np.abs(difference).sum()
-    hits = np.count_nonzero(np.abs(signs @ difference) >= observed)
-    return (1 + hits) / (1 + n_permutations)
+    return (1 + np.count_nonzero(np.abs(sums) >= observed)) / (1 + len(sums))
 
 
 def non_inferiority_test(a, b, margin, n_permutations, generator):
@@ -107,15 +102,23 @@ def non_inferiority_test(a, b, margin, n_permutations, generator):
     """
     if not margin > 0:
         raise StudyError(f"margin must be above 0, not {margin}")
+    difference = _differences(a, b) + margin
+    sums = _signed_sums(difference, n_permutations, generator)
+    observed = difference.sum() - 1e-9 * np.abs(difference).sum()
+    return (1 + np.count_nonzero(sums >= observed)) / (1 + len(sums))
+
+
+def _differences(a, b):
     a, b = finite_array(a, "a", 1), finite_array(b, "b", 1)
     if a.shape != b.shape:
         raise StudyError(f"a has {len(a)} scores and b has {len(b)}: pairs need equal lengths")
+    return a - b
+
+
+def _signed_sums(difference, n_permutations, generator):
+    """Sums (n_permutations,) of the differences (n,) under random changes of sign."""
     n_permutations = whole_number(n_permutations, "n_permutations", 1)
-    difference = a - b + margin
-    signs = 2.0 * generator.integers(0, 2, size=(n_permutations, len(a))) - 1
-    observed = difference.sum() - 1e-9 * np.abs(difference).sum()
-    hits = np.count_nonzero(signs @ difference >= observed)
-    return (1 + hits) / (1 + n_permutations)
+    return (2.0 * generator.integers(0, 2, size=(n_permutations, len(difference))) - 1) @ difference
 
 
 def student_interval(values):
