@@ -27,7 +27,8 @@ test: setup ## run the tests
 
 # From nothing, stages run side by side: those that train, then their tables. Whatever is missing
 # after that, and everything later, is the last command's.
-QUICK := report@quick ablation@quick gan_ablation@quick latent_space@quick gan64_quick@chair
+QUICK := report@quick ablation@quick gan_ablation@quick learning_curve@quick latent_space@quick \
+	gan64_quick@chair
 TABLES := ^(generation|sets|supervised|adversarial|svm_features|single_image|latent_space)
 repro: STAGES = dvc stage list --name-only | grep quick | grep -Ev "^(data|report)"
 repro: SIDE_BY_SIDE = xargs -n 1 -P $(JOBS) dvc repro --quiet --single-item

@@ -68,6 +68,7 @@ POSITIVE = {
     "baseline": ("epochs", "batch", "lr", "init_std"),
     "tuned": ("epochs", "batch", "lr", "init_std"),
     "hardened": ("epochs", "batch", "lr", "init_std", "attack_eps", "attack_steps", "attack_step"),
+    "learning_curve": ("steps",),
     "introspective": ("epochs", "batch", "lr", "init_std", "pool", "new", "cascades")
     + ("sampler_batch", "sampler_lr", "max_steps"),
     "voxnet": ("epochs", "batch", "lr", "channels", "hidden"),
@@ -449,6 +450,15 @@ class SingleImage:
 
 
 @dataclass(frozen=True)
+class LearningCurve:
+    """The Baseline on parts of the shapes that train, each for as many steps."""
+
+    shares: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
 
@@ -576,6 +586,7 @@ class Profile:
     voxnet: Voxnet
     orion: Orion
     features: Features
+    learning_curve: LearningCurve
     vaegan3d: Vaegan3d
     encoder_decoder: EncoderDecoder
     single_image: SingleImage
@@ -716,6 +727,14 @@ def _check(profile: Profile, name: str) -> None:
         ),
         "features.folds must be 2 or more": profile.features.folds >= 2,
     }
+    curve = profile.learning_curve
+    rules |= {
+        "learning_curve.shares must rise, above 0 and at most 1": _ascends(curve.shares)
+        and curve.shares[-1] <= 1,
+        "learning_curve.seeds must be different, 0 or more, and at least one": _are_seeds(
+            curve.seeds
+        ),
+    }
     for model in CLASSIFIERS:
         rules |= _classifier_rules(model, getattr(profile, model), profile.data.side)
     critic = profile.introspective
@@ -811,6 +830,11 @@ def _attack_rules(attacks: Attacks) -> dict[str, bool]:
     }
 
 
+def _are_seeds(values: tuple[int, ...]) -> bool:
+    """True for different numbers from 0 on, at least one."""
+    return len(values) > 0 and len(set(values)) == len(values) and min(values) >= 0
+
+
 def _ascends(values: tuple[float, ...]) -> bool:
     """True for positive finite numbers, at least one, each above the one before."""
     pairs = zip((0.0, *values), (*values, math.inf), strict=True)
@@ -823,9 +847,9 @@ def _gan_ablation_rules(profile: Profile) -> dict[str, bool]:
     layers = len(part.generator_channels)
     return {
         "gan_ablation.category: unknown name": part.category in (*CATEGORIES, "all"),
-        "gan_ablation.seeds must be different, 0 or more, and at least one": len(part.seeds) > 0
-        and len(set(part.seeds)) == len(part.seeds)
-        and min(part.seeds) >= 0,
+        "gan_ablation.seeds must be different, 0 or more, and at least one": _are_seeds(
+            part.seeds
+        ),
         "gan_ablation.pool: gan3d.base * 2 ** layers * pool must be data.side": (
             profile.gan3d.base * 2**layers * part.pool == profile.data.side
         ),
@@ -861,9 +885,9 @@ def _gan64_rules(profile: Profile) -> dict[str, bool]:
         "be side": len(layers) == 1 and gan.base * 2 ** max(layers) == gan.side,
         "gan64.source must be furniture or beds": gan.source in ("furniture", "beds"),
         "gan64.side must be 64 with source beds": gan.source == "furniture" or gan.side == 64,
-        "upsampling.seeds must be different, 0 or more, and at least one": len(budget.seeds) > 0
-        and len(set(budget.seeds)) == len(budget.seeds)
-        and min(budget.seeds) >= 0,
+        "upsampling.seeds must be different, 0 or more, and at least one": _are_seeds(
+            budget.seeds
+        ),
         "upsampling.side must be gan64.side or half of it": budget.side
         in (gan.side, gan.side // 2),
         "upsampling: generator and discriminator must have as many layers, and gan64.base * 2 ** "

@@ -833,8 +833,8 @@ def strips(values: Mapping[str, np.ndarray], *, xlabel="", linear=None, title=No
     return figure
 
 
-def label_curves(table: pd.DataFrame, *, label="accuracy", title=None) -> Figure:
-    """Draw a metric by the share of the labels, one line with intervals a row (method).
+def label_curves(table: pd.DataFrame, *, of="labels", label="accuracy", title=None) -> Figure:
+    """Draw a metric by the share of the labels or shapes, one line with intervals a row (method).
 
     table: DataFrame with columns row, share in (0, 1], value, low, high; the axis of shares is
     logarithmic. Rows are set a little apart, so that their intervals can be told apart.
@@ -844,7 +844,7 @@ def label_curves(table: pd.DataFrame, *, label="accuracy", title=None) -> Figure
     shares = sorted(table["share"].unique())
     with quiet_style():
         figure = Picture(6.8, 3.4, layout="constrained")
-        axes = figure.add_subplot(xlabel="share of the labels", ylabel=label, title=title or "")
+        axes = figure.add_subplot(xlabel=f"share of the {of}", ylabel=label, title=title or "")
         for k, name in enumerate(names):
             rows = table[table["row"] == name].sort_values("share")
             x = rows["share"] * 1.03 ** (k - (len(names) - 1) / 2)

@@ -34,7 +34,7 @@ ORDER = [
     {"classify", "features", "linear"},
     {"evaluate_sets", "evaluate_features", "energy", "latent", "supervised"},
     {"figures", "report", "runner"},
-    {"ablation", "gan_ablation", "single_image", "adversarial"},
+    {"ablation", "gan_ablation", "learning_curve", "single_image", "adversarial"},
     {"upsampling"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,75 @@
+"""Test accuracy of the Baseline by the number of shapes it learns from: what more data would buy.
+
+Every point trains for the same number of steps from the same first weights, so that fewer shapes
+do not also mean less training.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import pandas as pd
+
+from lib import classify, config, data, device, heldout, metrics, paths, rng
+from lib.train import baseline, engine, runs
+
+LOOKS = 5  # at the validation part, which chooses the weights
+
+
+def subset(split: data.Split, share: float, seed: int) -> data.Split:
+    """The validation part whole, and of every category a share of the other shapes, at least one.
+
+    Nested: a smaller share is part of a larger one of the same seed.
+    """
+    kept = split.validation.copy()
+    for category in np.unique(split.labels):
+        rows = np.flatnonzero((split.labels == category) & ~split.validation)
+        rows = rng.numpy_generator(seed, "learning curve", int(category)).permutation(rows)
+        kept[rows[: max(1, round(share * len(rows)))]] = True
+    return split.where(kept)
+
+
+def measure(profile: config.Profile) -> pd.DataFrame:
+    """One line a seed and share: share, seed, n (training shapes), both accuracies with intervals.
+
+    Columns value, low, high are of the test split, Wilson's interval; validation has the accuracy
+    that chose the weights. Complete points are taken up as they are, an interrupted one goes on.
+    """
+    split, test = data.load_train(profile.data), heldout.load_test(profile.data)
+    lines = []
+    for seed in profile.learning_curve.seeds:
+        for share in profile.learning_curve.shares:
+            part = subset(split, share, seed)
+            task = _train(profile, part, share, seed)
+            answers = classify.logits(task.network.eval(), test.voxels).argmax(1)
+            found = metrics.wilson_interval(int((answers == test.labels).sum()), len(answers))
+            n, validation = int((~part.validation).sum()), 1 - task.counters["best_error"]
+            lines.append(dict(share=share, seed=seed, n=n, validation=validation, **found._asdict()))
+    return pd.DataFrame(lines)
+
+
+def _train(profile: config.Profile, part: data.Split, share: float, seed: int):
+    task = baseline.MODEL.task(profile, part, seed, device.pick(profile.device))
+    task.n_steps = profile.learning_curve.steps
+    task.log_every = max(1, task.n_steps // LOOKS)
+    key = [config.section(profile, "baseline"), task.n_steps, share, seed, profile.data.side]
+    key += [data.card(profile.data)["hash"], runs.syntax_hash("baseline")]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    folder = paths.CHECKPOINTS / f"learning-curve-{name}"
+    with engine.lock(folder):
+        engine.fit(task, folder, name=f"{share:.0%} of the shapes, seed {seed}")
+    return task
+
+
+def in_words(found: pd.DataFrame) -> str:
+    """What the last doubling of the data was worth, in points of test accuracy, from the table."""
+    curve = found.groupby("share")["value"].mean()
+    if len(curve) < 2:
+        return "One share alone makes no curve."
+    (small, large), (low, high) = curve.index[-2:], curve.iloc[-2:]
+    gain = 100 * (high - low) / np.log2(large / small)
+    return (
+        f"From {small:.0%} to {large:.0%} of the shapes test accuracy goes from {low:.1%} to "
+        f"{high:.1%}: {gain:+.1f} points a doubling. If the curve went on like this, twice as many "
+        "shapes would add as much again; curves flatten, so expect less."
+    )
