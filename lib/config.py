@@ -847,9 +847,7 @@ def _gan_ablation_rules(profile: Profile) -> dict[str, bool]:
     layers = len(part.generator_channels)
     return {
         "gan_ablation.category: unknown name": part.category in (*CATEGORIES, "all"),
-        "gan_ablation.seeds must be different, 0 or more, and at least one": _are_seeds(
-            part.seeds
-        ),
+        "gan_ablation.seeds must be different, 0 or more, and at least one": _are_seeds(part.seeds),
         "gan_ablation.pool: gan3d.base * 2 ** layers * pool must be data.side": (
             profile.gan3d.base * 2**layers * part.pool == profile.data.side
         ),
@@ -885,9 +883,7 @@ def _gan64_rules(profile: Profile) -> dict[str, bool]:
         "be side": len(layers) == 1 and gan.base * 2 ** max(layers) == gan.side,
         "gan64.source must be furniture or beds": gan.source in ("furniture", "beds"),
         "gan64.side must be 64 with source beds": gan.source == "furniture" or gan.side == 64,
-        "upsampling.seeds must be different, 0 or more, and at least one": _are_seeds(
-            budget.seeds
-        ),
+        "upsampling.seeds must be different, 0 or more, and at least one": _are_seeds(budget.seeds),
         "upsampling.side must be gan64.side or half of it": budget.side
         in (gan.side, gan.side // 2),
         "upsampling: generator and discriminator must have as many layers, and gan64.base * 2 ** "

@@ -44,7 +44,9 @@ def measure(profile: config.Profile) -> pd.DataFrame:
             answers = classify.logits(task.network.eval(), test.voxels).argmax(1)
             found = metrics.wilson_interval(int((answers == test.labels).sum()), len(answers))
             n, validation = int((~part.validation).sum()), 1 - task.counters["best_error"]
-            lines.append(dict(share=share, seed=seed, n=n, validation=validation, **found._asdict()))
+            lines.append(
+                dict(share=share, seed=seed, n=n, validation=validation, **found._asdict())
+            )
     return pd.DataFrame(lines)
 
 
