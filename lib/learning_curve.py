@@ -70,8 +70,11 @@ def in_words(found: pd.DataFrame) -> str:
         return "One share alone makes no curve."
     (small, large), (low, high) = curve.index[-2:], curve.iloc[-2:]
     gain = 100 * (high - low) / np.log2(large / small)
-    return (
-        f"From {small:.0%} to {large:.0%} of the shapes test accuracy goes from {low:.1%} to "
-        f"{high:.1%}: {gain:+.1f} points a doubling. If the curve went on like this, twice as many "
-        "shapes would add as much again; curves flatten, so expect less."
+    change = f"From {small:.0%} to {large:.0%} of the shapes test accuracy goes from {low:.1%} to"
+    change = f"{change} {high:.1%}: {gain:+.1f} points a doubling. "
+    if gain <= 0:
+        return change + "On this budget of steps more shapes buy nothing."
+    return change + (
+        "If the curve went on like this, twice as many shapes would add as much again; curves "
+        "flatten, so expect less."
     )

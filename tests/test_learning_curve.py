@@ -73,6 +73,7 @@ def test_all_points_take_as_many_steps(found, smoke, monkeypatch):
 def test_words_state_the_worth_of_a_doubling():
     curve = pd.DataFrame(dict(share=[0.25, 1.0], value=[0.80, 0.90]))
     assert "+5.0 points a doubling" in learning_curve.in_words(curve)
+    assert "buy nothing" in learning_curve.in_words(curve.assign(value=[0.9, 0.8]))
     assert "no curve" in learning_curve.in_words(curve[:1])
 
 
