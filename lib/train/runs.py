@@ -536,9 +536,8 @@ def adopt(profile: config.Profile) -> list[str]:
 def run_group(run: Run) -> str:
     """The stage group of a run: weights travel for the judge, ``all`` and one category a model.
 
-    Of 3DWINN only ``all``: a run holds the critics of all its cascades. Of 3D-GAN too: a generator
-    is six times as large as any other network here.
+    Of 3DWINN only ``all``: a run holds the critics of all its cascades.
     """
-    one = "all" if run.model in ("winn3d", "gan3d") else "chair"
+    one = "all" if run.model == "winn3d" else "chair"
     travels = run.seed == 0 and run.category in ("all", one)
     return run.model if travels else f"{run.model}_light"
