@@ -408,16 +408,20 @@ README_BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(<!-- end -->)", r
 def readme_tables(text: str) -> str:
     """A page with every block ``<!-- table: PROFILE TABLE -->`` filled from results.csv.
 
-    Headline cells only. A profile without results leaves its block empty.
+    Headline cells only. A profile or table without results leaves its block empty.
     """
 
     def fill(block: re.Match) -> str:
         profile, name = block.group(2), block.group(3)
         path = paths.results(profile) / "report" / "results.csv"
+        empty = block.group(1) + block.group(4)
         if not path.is_file():
-            return block.group(1) + block.group(4)
+            return empty
         found = pd.read_csv(path, keep_default_na=False, dtype=str)
-        rows = headline_parts(found[found["table"] == name])[0]
+        parts = headline_parts(found[found["table"] == name])
+        if not parts:
+            return empty
+        rows = parts[0]
         table = markdown(wide(rows, rows["metric"].iloc[0], reference_of(rows)))
         return f"{block.group(1)}{table}\n{_footnote(rows)}{block.group(4)}"
 

@@ -154,6 +154,16 @@ def test_markdown():
     )
 
 
+@pytest.mark.parametrize("name", ["study kid", "smoke class_probability"])
+def test_a_block_without_results_is_left_empty(written, name):
+    report.write_report(config.load("study"))
+    full, empty = (
+        f"<!-- table: {shown} -->\n<!-- end -->" for shown in ("study class_probability", name)
+    )
+    assert "(paper 0.970)" in report.readme_tables(full)
+    assert report.readme_tables(empty) == empty
+
+
 def test_the_report_joins_and_repeats(written):
     found = report.write_report(config.load("study"))
     csv = (written / "report" / "results.csv").read_bytes()
