@@ -64,17 +64,15 @@ def _train(profile: config.Profile, part: data.Split, share: float, seed: int):
 
 
 def in_words(found: pd.DataFrame) -> str:
-    """What the last doubling of the data was worth, in points of test accuracy, from the table."""
-    curve = found.groupby("share")["value"].mean()
-    if len(curve) < 2:
+    """What more shapes bought, in points of test accuracy a doubling, from the table's two ends."""
+    a, b = found["share"].min(), found["share"].max()
+    if a == b:
         return "One share alone makes no curve."
-    (small, large), (low, high) = curve.index[-2:], curve.iloc[-2:]
-    gain = 100 * (high - low) / np.log2(large / small)
-    change = f"From {small:.0%} to {large:.0%} of the shapes test accuracy goes from {low:.1%} to"
+    small, large = found[found["share"] == a], found[found["share"] == b]
+    low, high = small["value"].mean(), large["value"].mean()
+    gain = 100 * (high - low) / np.log2(b / a)
+    change = f"From {a:.0%} to {b:.0%} of the shapes test accuracy goes from {low:.1%} to"
     change = f"{change} {high:.1%}: {gain:+.1f} points a doubling. "
-    if gain <= 0:
-        return change + "On this budget of steps more shapes buy nothing."
-    return change + (
-        "If the curve went on like this, twice as many shapes would add as much again; curves "
-        "flatten, so expect less."
-    )
+    if small["high"].max() < large["low"].min():
+        return change + "The intervals lie apart: more shapes help, though curves flatten."
+    return change + "No gain shows beyond the intervals: this budget of steps does not lack shapes."

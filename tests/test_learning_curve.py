@@ -71,9 +71,15 @@ def test_all_points_take_as_many_steps(found, smoke, monkeypatch):
 
 
 def test_words_state_the_worth_of_a_doubling():
-    curve = pd.DataFrame(dict(share=[0.25, 1.0], value=[0.80, 0.90]))
-    assert "+5.0 points a doubling" in learning_curve.in_words(curve)
-    assert "buy nothing" in learning_curve.in_words(curve.assign(value=[0.9, 0.8]))
+    share = [0.25, 0.5, 1.0] * 2
+    curve = pd.DataFrame(dict(share=share, value=[0.79, 0.95, 0.89, 0.81, 0.95, 0.91]))
+    curve = curve.assign(low=curve["value"] - 0.03, high=curve["value"] + 0.03)
+    assert "80.0% to 90.0%: +5.0 points a doubling" in learning_curve.in_words(curve)
+    assert "apart" in learning_curve.in_words(curve)
+    wide = curve.assign(low=curve["value"] - 0.05, high=curve["value"] + 0.05)
+    assert "No gain" in learning_curve.in_words(wide)
+    falling = curve.assign(share=1.25 - curve["share"])
+    assert "No gain" in learning_curve.in_words(falling)
     assert "no curve" in learning_curve.in_words(curve[:1])
 
 
