@@ -383,8 +383,13 @@ def test_pictures_are_saved(trial, tmp_path):
 def test_the_conclusion_follows_the_numbers(trial, settings):
     text = adversarial.conclusion(trial)
     assert "Under FGSM at ε = 0.005, Baseline errs on" in text and "leaves none of" in text
+    assert "Under 2 steps of FGSM at ε = 0.005" in text and "checks for hidden gradients" in text
     alone = config.with_changes(settings, attacks={"strong": ["baseline"]})
     text = adversarial.conclusion(dataclasses.replace(trial, profile=alone))
+    assert "Under FGSM at ε = 0.005, Baseline errs on" in text and "stays open" in text
+    assert "PGD" not in text
+    one = {"baseline": trial.classifiers["baseline"]}
+    text = adversarial.conclusion(dataclasses.replace(trial, classifiers=one))
     assert text.startswith("3DWINN did not meet the attacks in this profile")
 
 
