@@ -52,6 +52,7 @@ KINDS = (
     "dropped slices",
 )
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
+CURVE = ["kind", "row", "budget", *Estimate._fields, "n"]
 LEVEL = 0.05  # of the tests in the conclusion
 THRESHOLD = 0.5  # at which a pipeline makes grids binary
 
@@ -339,6 +340,19 @@ def table_7_rows(trial: Trial) -> Iterable[dict]:
     yield from _paired_rows(trial, rows, settings)
 
 
+def error_by_steps(trial: Trial) -> pd.DataFrame:
+    """Table 7's errors by steps of FGSM, none being the untouched shapes; columns of ``curves``."""
+    rows, lines = trial.table_rows, []
+    for model, seen in trial.classifiers.items():
+        wrong = {0: trial.clean(model, rows)}
+        for name, params, headline in settings_of_table_7(trial.profile.attacks).values():
+            if headline:
+                answers = trial.wrong_on(model, model, name, rows, **params)
+                wrong[params.get("n_steps", 1)] = answers
+        lines += [("FGSM", seen.row, n, *_wilson(w), len(w)) for n, w in sorted(wrong.items())]
+    return pd.DataFrame(lines, columns=CURVE)
+
+
 def _correction_row(
     trial: Trial, name: str, a: str, b: str, wrong_a: np.ndarray, wrong_b: np.ndarray
 ) -> dict:
@@ -487,7 +501,7 @@ def curves(trial: Trial) -> pd.DataFrame:
             for budget, wrong in zip(budgets, fooled.T, strict=True):
                 found = _wilson(wrong)
                 lines.append((kind, ROWS[model], float(budget), *found, len(wrong)))
-    return pd.DataFrame(lines, columns=["kind", "row", "budget", *Estimate._fields, "n"])
+    return pd.DataFrame(lines, columns=CURVE)
 
 
 def curve_rows(trial: Trial) -> Iterable[dict]:

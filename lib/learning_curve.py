@@ -75,4 +75,4 @@ def in_words(found: pd.DataFrame) -> str:
     change = f"{change} {high:.1%}: {gain:+.1f} points a doubling. "
     if small["high"].max() < large["low"].min():
         return change + "The intervals lie apart: more shapes help, though curves flatten."
-    return change + "No gain shows beyond the intervals: this budget of steps does not lack shapes."
+    return change + "On this budget of steps no gain shows beyond the intervals."

@@ -380,6 +380,17 @@ def test_pictures_are_saved(trial, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_errors_by_steps_are_those_of_the_table(trial, tmp_path):
+    found = adversarial.error_by_steps(trial)
+    table = pd.DataFrame(adversarial.table_7_rows(trial)).set_index(["row", "metric"])["estimate"]
+    assert found["budget"].tolist() == [0, 1, *trial.profile.attacks.steps] * len(trial.classifiers)
+    for line in found.itertuples():
+        name = {0: "error on untouched shapes", 1: "fgsm adversarial error"}
+        metric = name.get(line.budget, f"it-{line.budget} adversarial error")
+        assert line.value == table[line.row, metric].value
+    assert adversarial.curve_figure(found, ("FGSM",), tmp_path / "table-7")
+
+
 def test_the_conclusion_follows_the_numbers(trial, settings):
     text = adversarial.conclusion(trial)
     assert "Under FGSM at ε = 0.005, Baseline errs on" in text and "leaves none of" in text

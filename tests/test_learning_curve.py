@@ -77,9 +77,9 @@ def test_words_state_the_worth_of_a_doubling():
     assert "80.0% to 90.0%: +5.0 points a doubling" in learning_curve.in_words(curve)
     assert "apart" in learning_curve.in_words(curve)
     wide = curve.assign(low=curve["value"] - 0.05, high=curve["value"] + 0.05)
-    assert "No gain" in learning_curve.in_words(wide)
+    assert "no gain" in learning_curve.in_words(wide)
     falling = curve.assign(share=1.25 - curve["share"])
-    assert "No gain" in learning_curve.in_words(falling)
+    assert "no gain" in learning_curve.in_words(falling)
     assert "no curve" in learning_curve.in_words(curve[:1])
 
 

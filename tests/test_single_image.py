@@ -214,7 +214,7 @@ def test_the_archive_is_known_by_its_contents(raw, tmp_path, monkeypatch):
 def archive():
     path = Path(os.environ.get("IKEA", "data/raw/ikea.zip"))
     if not path.is_file():
-        pytest.skip("IKEA names no copy of ikea.zip")
+        pytest.skip("IKEA names no copy of ikea.zip, and data/raw has none")
     return path.resolve()
 
 

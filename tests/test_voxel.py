@@ -772,9 +772,8 @@ def test_surfaces_of_empty_grids_are_refused(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.skipif("MODELNET10" not in os.environ, reason="MODELNET10 names no modelnet10.npz")
-def test_real_grids_have_the_layout_and_survive_files_and_surfaces(tmp_path):
-    with np.load(os.environ["MODELNET10"], allow_pickle=False) as archive:
+def test_real_grids_have_the_layout_and_survive_files_and_surfaces(modelnet10, tmp_path):
+    with np.load(modelnet10, allow_pickle=False) as archive:
         grids = archive["X_test"][:20].astype(bool)
     assert grids.shape == (20, 30, 30, 30) and grids.any(axis=(1, 2, 3)).all()
     # No real object of these reaches into the margin, and its longest side is 24.
