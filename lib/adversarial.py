@@ -4,8 +4,6 @@ Attacked shapes are computed once and kept in ``.ckpt/attacks``, so that an inte
 goes on. All of it runs in single precision.
 """
 
-import ast
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -21,10 +19,10 @@ from tqdm import tqdm
 
 from lib import (
     attacks,
+    cache,
     config,
     data,
     figures,
-    files,
     heldout,
     metrics,
     paths,
@@ -78,7 +76,7 @@ class OnGrid(nn.Module):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier on the profile's model grid, its run, row and ``classifier_hash``."""
+    """A trained classifier on the profile's model grid, its run, row and hash."""
 
     run: runs.Run
     row: str
@@ -91,18 +89,6 @@ def run_of(profile: config.Profile, model: str, seed: int) -> runs.Run:
     if model == "judge":
         return runs.Run(profile.judge.profile, "judge", "all", 0)
     return runs.Run(profile.name, model, "all", seed).checked()
-
-
-def classifier_hash(profile: config.Profile, model: str, network: nn.Module) -> str:
-    """Hash of a classifier: its name, its parameters in the profile, its modules and weights.
-
-    Parameters count as well as weights: how many views are averaged, say, changes the answers.
-    """
-    parameters = config.section(profile, model) if hasattr(profile, model) else {}
-    digest = hashlib.sha256(json.dumps([model, parameters, repr(network)]).encode())
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
@@ -166,7 +152,9 @@ class Trial:
         starts = range(0, len(rows), size)
         bar = tqdm(starts, desc=f"{name}, {row}", unit="batch", leave=False, delay=2)
         parts = [
-            _kept(folder / f"{k:04d}.npz", self._attack, model, name, rows[k : k + size], params)
+            cache.kept(
+                folder / f"{k:04d}.npz", self._attack, model, name, rows[k : k + size], params
+            )
             for k in bar
         ]
         return np.concatenate(parts) if parts else self._tensors(model, rows)[0].numpy()
@@ -180,7 +168,7 @@ class Trial:
         def ask() -> np.ndarray:
             return self.wrong(target, self.attacked(source, name, rows, **params), rows)
 
-        return _kept(folder / f"wrong-{self.classifiers[target].hash}.npz", ask)
+        return cache.kept(folder / f"wrong-{self.classifiers[target].hash}.npz", ask)
 
     def wrong(self, target: str, found: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether ``target`` misclassifies shapes (n, 1, D, D, D) of test rows, bool (n,)."""
@@ -195,7 +183,7 @@ class Trial:
     def clean(self, model: str, rows: np.ndarray) -> np.ndarray:
         """Whether a classifier misclassifies the untouched shapes, bool (len(rows),)."""
         path = self._folder(model, "untouched", rows, {}) / "wrong.npz"
-        return _kept(path, self.wrong, model, self.voxels[rows, None], rows)
+        return cache.kept(path, self.wrong, model, self.voxels[rows, None], rows)
 
     def flips(self, model: str, greedy: bool, on_surface: bool) -> np.ndarray:
         """Which shapes at most k flips fool, bool (n, len(attacks.flips))."""
@@ -213,7 +201,7 @@ class Trial:
                 parts.append(attacks.fooled_within(network, x, y, o, counts).cpu().numpy())
             return np.concatenate(parts)
 
-        return _kept(folder / "fooled.npz", ask)
+        return cache.kept(folder / "fooled.npz", ask)
 
     def _attack(self, model: str, name: str, rows: np.ndarray, params: dict) -> np.ndarray:
         x, y = self._tensors(model, rows)
@@ -237,7 +225,8 @@ class Trial:
         shapes = hashlib.sha256(np.packbits(self.voxels[rows]).tobytes())
         shapes.update(self.labels[rows].tobytes() + rows.tobytes())
         settings = self.profile.attacks
-        parts = [name, params, shapes.hexdigest(), settings.batch, settings.seed, _code()]
+        parts = [name, params, shapes.hexdigest(), settings.batch, settings.seed]
+        parts.append(cache.code_hash(attacks))
         text = json.dumps(parts, sort_keys=True)
         key = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         return paths.CHECKPOINTS / "attacks" / self.classifiers[model].hash / key
@@ -245,20 +234,6 @@ class Trial:
 
 def _place(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
-
-
-@functools.cache
-def _code() -> str:
-    """Hash of the attacks' code, comments left out: other code, other shapes."""
-    tree = ast.parse(Path(attacks.__file__).read_text())
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
-
-
-def _kept(path: Path, compute: Callable[..., np.ndarray], *arguments) -> np.ndarray:
-    """The array in a file; where there is none it is computed and stored."""
-    if not path.is_file():
-        files.save_npz(path, found=compute(*arguments))
-    return files.load_npz(path)["found"]
 
 
 def gather(profile: config.Profile, load: Callable[[runs.Run], nn.Module], seed: int = 0) -> Trial:
@@ -279,7 +254,7 @@ def gather(profile: config.Profile, load: Callable[[runs.Run], nn.Module], seed:
             absent[model] = str(error)
         else:
             network.requires_grad_(False)
-            key = classifier_hash(profile, model, network)
+            key = cache.classifier_hash(profile, model, network)
             present[model] = Classifier(run, ROWS[model], network, key)
     grids = data.model_grid(split.voxels, profile.data.side)
     return Trial(profile, grids, split.labels, present, absent)

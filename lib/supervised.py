@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from lib import classify, config, data, evaluate, heldout, metrics, rng
+from lib import cache, classify, config, data, evaluate, heldout, metrics, rng
 from lib.errors import StudyError
 from lib.metrics import Estimate
 from lib.train import runs
@@ -96,16 +96,19 @@ def _turned(profile: config.Profile, test: data.Split) -> tuple[dict, str]:
 
 
 def ask(profile: config.Profile, run: runs.Run, material: Material) -> Asked:
-    """Ask one stored classifier about everything, in single precision.
+    """Ask one stored classifier about everything, in single precision; its logits are kept.
 
     Turned shapes go through the network itself, without the run's own views, azimuth by azimuth.
     """
     classifier = classify.load_classifier(run, profile)
-    test = classify.logits(classifier, material.test.voxels)
-    foreign = {n: classify.logits(classifier, grids) for n, grids in material.foreign.items()}
+    key = cache.classifier_hash(profile, run.model, classifier)
+    test = cache.logits(key, classifier, material.test.voxels)
+    foreign = {n: cache.logits(key, classifier, grids) for n, grids in material.foreign.items()}
+    alone = cache.classifier_hash(profile, run.model, classifier.network)
     turned = {
         name: np.stack(
-            [classify.logits(classifier.network, views[:, k]) for k in range(views.shape[1])], 1
+            [cache.logits(alone, classifier.network, views[:, k]) for k in range(views.shape[1])],
+            1,
         )
         for name, (views, _) in material.turned.items()
     }

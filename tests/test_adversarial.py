@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib import adversarial, attacks, config, data, evaluate, heldout, paths, report
+from lib import adversarial, attacks, cache, config, data, evaluate, heldout, paths, report
 from lib.adversarial import PAIR, ROWS
 from lib.errors import StudyError
 from lib.train import runs
@@ -134,13 +134,13 @@ def test_margins_are_added_and_cut(side):
 
 def test_hashes_tell_classifiers_apart(settings):
     """By weights, by model, and by parameters that leave the weights as they are."""
-    found = adversarial.classifier_hash(settings, "judge", Toy(0))
-    assert found == adversarial.classifier_hash(settings, "judge", Toy(0))
+    found = cache.classifier_hash(settings, "judge", Toy(0))
+    assert found == cache.classifier_hash(settings, "judge", Toy(0))
     changed = config.with_changes(settings, judge={"jitter": 1})
     others = {
-        adversarial.classifier_hash(settings, "judge", Toy(1)),
-        adversarial.classifier_hash(settings, "other", Toy(0)),
-        adversarial.classifier_hash(changed, "judge", Toy(0)),
+        cache.classifier_hash(settings, "judge", Toy(1)),
+        cache.classifier_hash(settings, "other", Toy(0)),
+        cache.classifier_hash(changed, "judge", Toy(0)),
     }
     assert len(others) == 3 and found not in others
 
