@@ -157,7 +157,7 @@ class Trial:
             )
             for k in bar
         ]
-        return np.concatenate(parts) if parts else self._tensors(model, rows)[0].numpy()
+        return np.concatenate(parts) if parts else self.voxels[rows, None].astype(np.float32)
 
     def wrong_on(
         self, target: str, source: str, name: str, rows: np.ndarray, **params
@@ -307,7 +307,7 @@ def table_7_rows(trial: Trial) -> Iterable[dict]:
             for other in trial.classifiers:
                 if headline and other != model:
                     answers = trial.wrong_on(other, model, attack, rows, **params)
-                    yield _correction_row(trial, name, model, other, wrong, answers)
+                    yield _correction_row(name, model, other, wrong, answers)
     for model in trial.absent:
         note = "not trained in this profile"
         if model not in PAIR or trial.profile.data.source == "procedural":
@@ -328,9 +328,7 @@ def error_by_steps(trial: Trial) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=CURVE)
 
 
-def _correction_row(
-    trial: Trial, name: str, a: str, b: str, wrong_a: np.ndarray, wrong_b: np.ndarray
-) -> dict:
+def _correction_row(name: str, a: str, b: str, wrong_a: np.ndarray, wrong_b: np.ndarray) -> dict:
     """B's correction rate on A's examples; empty where A made no error."""
     n_a, estimate = int(wrong_a.sum()), NOTHING
     if n_a:

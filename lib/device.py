@@ -90,7 +90,9 @@ def pick(device: Device) -> "torch.device":
         if not torch.cuda.is_available():
             raise StudyError("STUDY_DEVICE: where=cuda, but torch sees no GPU here")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True  # shapes of batches do not change
+        # Pays where batches keep their size, as in training; a sampler that shrinks its batch
+        # pays a search for every new size.
+        torch.backends.cudnn.benchmark = True
     return torch.device(chosen)
 
 
@@ -108,6 +110,10 @@ def fuse(optimizer: "torch.optim.Optimizer", wanted: bool) -> None:
             group["fused"] = True if wanted else None  # None leaves the choice to torch
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
+            # The kernel walks through memory: moments must lie as the parameter does.
+            for name, moment in state.items():
+                if torch.is_tensor(moment) and moment.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
             if "step" in state:  # counted where the kernel is
                 place = parameter.device if wanted else "cpu"
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=place)

@@ -274,7 +274,8 @@ def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
         column = config.CATEGORIES.index(category)
         p = gallery.seen[row][category].probabilities[:, column]
         top = gallery.seen["real test"][category].probabilities[:, column].mean()
-        found = metrics.student_interval(p)
+        # A t interval knows no bounds, a probability does.
+        found = Estimate(*np.clip(metrics.student_interval(p), 0, 1).tolist())
         common = dict(row=row, category=category, n_samples=len(p))
         common["note"] = "mean over shapes, Student t interval"
         yield common | dict(metric="class probability", estimate=found, headline=1)
@@ -295,18 +296,25 @@ def inception_rows(gallery: Gallery) -> Iterable[dict]:
         pools = [s.probabilities for s in seen.values()]
         n = min(settings.n_equal, *(len(pool) for pool in pools))
         note = f"{n} shapes of each of {len(categories)} categories"
-        yield from _inception(pooled_name(row), pools, n, note, settings)
+        yield from _inception(pooled_name(row), pools, n, note, gallery.profile)
     for row, seen in gallery.joint.items():
         n = min(settings.n_equal * len(categories), len(seen.probabilities))
         note = f"{n} shapes of one model of all categories"
-        yield from _inception(row, [seen.probabilities], n, note, settings)
+        yield from _inception(row, [seen.probabilities], n, note, gallery.profile)
 
 
 def _inception(
-    row: str, pools: list[np.ndarray], n: int, note: str, settings: config.Evaluation
+    row: str, pools: list[np.ndarray], n: int, note: str, profile: config.Profile
 ) -> Iterable[dict]:
-    """The score of n shapes of every pool (N, K) together, in splits and whole."""
-    for n_splits, headline in ((settings.n_splits, 1), (1, 0)):
+    """The score of n shapes of every pool (N, K) together, in splits and whole.
+
+    The score of a split grows with its size, so a row with fewer shapes has fewer splits, not
+    smaller ones.
+    """
+    settings = profile.evaluation
+    per_split = settings.n_equal * len(profile.categories) // settings.n_splits
+    in_splits = min(settings.n_splits, max(1, n * len(pools) // per_split))
+    for n_splits, headline in ((in_splits, 1), (1, 0)):
         generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
         values = np.empty(settings.n_draws)
         for k in range(settings.n_draws):
@@ -319,7 +327,7 @@ def _inception(
             estimate=Estimate.of_draws(values, whole=max(map(len, pools)) == n),
             headline=headline,
             n_samples=n * len(pools),
-            note=f"{note}; {n_splits} splits",
+            note=f"{note}; {n_splits} split{'s' * (n_splits > 1)}",
         )
 
 

@@ -598,32 +598,37 @@ def bars_with_intervals(
     anchors: Sequence[str] = (),
     label: str | None = None,
     columns: int = 4,
+    linear_to: float | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw a metric as dot and interval, one line a row (method), one panel a category.
 
     table: DataFrame with columns row, category, metric, value, low, high, and optionally
-    published, drawn as a hollow diamond; only the rows of `metric` are drawn, in the order given;
-    anchors: rows that are no method (real test, noise), in grey; label: of the axis.
+    published, drawn as a hollow diamond; empty cells are NaN or "". Only the rows of `metric` are
+    drawn, in the order given; anchors: rows that are no method (real test, noise), in grey; label:
+    of the axis, which is logarithmic beyond +- `linear_to` where that is given.
     """
     _check_columns(table, ["row", "category", "metric", "value", "low", "high"], metric)
-    table = table[table["metric"] == metric]
+    table = table[table["metric"] == metric].replace("", np.nan)
     if not len(table):
         raise StudyError(f"bars_with_intervals: no rows for metric '{metric}' in the table.")
     names, categories = list(table["row"].unique()), list(table["category"].unique())
     height = 0.75 + 0.22 * len(names)
+    several = len(categories) > 1
+    # A panel that stands alone needs room for the names of its rows.
+    width = 2.6 if several else 2.6 + 0.085 * max(map(len, names))
     with quiet_style():
         figure, panels = _panels(
-            len(categories), columns, 2.6, height, sharey=True, sharex=len(categories) > 1
+            len(categories), columns, width, height, sharey=True, sharex=several
         )
         for axes, category in zip(panels, categories, strict=True):
             _dots(axes, table[table["category"] == category], names, anchors)
             axes.set(title=category, yticks=range(len(names)), yticklabels=names)
             axes.set_ylim(len(names) - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
-        for axes in panels[-columns:]:
-            axes.set_xlabel(label or metric)
-            axes.tick_params(labelbottom=True)
+            if linear_to:
+                axes.set_xscale("symlog", linthresh=linear_to)
+        _label_columns(panels, columns, label or metric)
         if "published" in table and table["published"].notna().any():
             mark = {"mfc": "none", "mec": PALETTE[1], "ms": 5, "mew": 1.1, "ls": ""}
             published = Line2D([], [], marker="D", **mark, label="published")
@@ -631,6 +636,14 @@ def bars_with_intervals(
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _label_columns(panels: Sequence, columns: int, label: str) -> None:
+    """Label the x axis of the last panel of every column."""
+    for k, axes in enumerate(panels):
+        if k + columns >= len(panels):
+            axes.set_xlabel(label)
+            axes.tick_params(labelbottom=True)
 
 
 def _dots(axes, rows: pd.DataFrame, names: Sequence[str], anchors: Sequence[str]) -> None:
@@ -716,7 +729,8 @@ def reliability_diagram(bins: Mapping[str, np.ndarray], *, title: str | None = N
             area = 8 + 160 * b["n"] / b["n"].sum()
             axes.plot(b["confidence"], b["accuracy"], color=PALETTE[0], lw=1)
             axes.scatter(b["confidence"], b["accuracy"], s=area, color=PALETTE[0], alpha=0.7)
-            axes.set(title=name, xlabel="probability", xlim=(0, 1.03), ylim=(0, 1.05))
+            axes.set(title=name, xlim=(0, 1.03), ylim=(0, 1.05))
+        _label_columns(panels, 3, "probability")
         panels[0].set_ylabel("share right")
         if title:
             figure.suptitle(title, x=0.01, ha="left")
@@ -749,6 +763,8 @@ def error_curves(
                 axes.plot(rows["budget"], rows["value"], "o-", ms=3, color=colour, label=name)
             axes.set(title=kind, xlabel=xlabel or "budget", ylim=(-0.03, 1.03))
             axes.set_xscale("log" if kind in log else "linear")
+            if kind not in log and len(budgets := rows["budget"].unique()) <= 5:
+                axes.set_xticks(budgets)
         panels[0].set_ylabel(ylabel)
         panels[0].legend()
         if title:

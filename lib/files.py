@@ -139,12 +139,17 @@ def commit_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            stage = Path(temporary) / "new"
+            stage, old = Path(temporary) / "new", Path(temporary) / "old"
             stage.mkdir()
             fill(stage)
             if folder.exists():
-                os.replace(folder, Path(temporary) / "old")
-            os.replace(stage, folder)
+                os.replace(folder, old)
+            try:
+                os.replace(stage, folder)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except OSError as error:
         raise StudyError(
             f"{folder}: cannot be written ({error.strerror}); free space or choose another place"

@@ -5,6 +5,7 @@ import torch
 
 from lib import config, device
 from lib.errors import StudyError
+from lib.train import checkpoint
 
 FREE, FIXED = (config.Device(threads=2, deterministic=d) for d in (False, True))
 
@@ -83,6 +84,35 @@ def test_fused_steps_are_the_same_steps(first, second):
     """Also when a run goes on where the kernel is another one."""
     plain = steps(8, fused=False)[0]
     torch.testing.assert_close(steps(5, second, steps(3, first))[0], plain)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_moments_lie_in_memory_as_their_parameter_after_a_resume(tmp_path, make):
+    """A checkpoint holds tensors in standard order; the fused kernel walks through memory."""
+
+    def go_on(n, fused, resumed=None):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv3d(2, 3, 3).to(memory_format=torch.channels_last_3d)
+        options = {"momentum": 0.9} if make is torch.optim.SGD else {}
+        optimizer = make(layer.parameters(), 0.05, **options)
+        if resumed:
+            state = checkpoint.load(resumed)
+            layer.load_state_dict(state["layer"])
+            optimizer.load_state_dict(state["optimizer"])
+        device.fuse(optimizer, fused)
+        x = torch.randn(4, 2, 5, 5, 5, generator=torch.Generator().manual_seed(1))
+        for _ in range(n):
+            optimizer.zero_grad()
+            layer(x).square().mean().backward()
+            optimizer.step()
+        return layer, optimizer
+
+    plain = go_on(6, False)[0].state_dict()
+    layer, optimizer = go_on(3, True)
+    state = {"layer": layer.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint.save(tmp_path / "state.safetensors", state)
+    found = go_on(3, True, tmp_path / "state.safetensors")[0].state_dict()
+    torch.testing.assert_close(found, plain)
 
 
 def test_an_optimizer_without_counted_steps_can_be_fused():

@@ -297,6 +297,19 @@ def test_joint_models_have_inception_rows_and_shares_of_their_own(gallery, smoke
     assert shares["real train"].sum() == pytest.approx(1)
 
 
+def test_a_row_of_fewer_shapes_has_fewer_splits_not_smaller_ones(gallery, smoke):
+    """The score of a split grows with its size, so rows of other sizes could not be compared."""
+    settings, joint = smoke.evaluation, dataclasses.replace(gallery, joint={})
+    per_split = settings.n_equal * len(smoke.categories) // settings.n_splits
+    for n in (per_split - 1, per_split, 2 * per_split - 1, settings.n_splits * per_split):
+        joint.joint[f"{n}"] = evaluate.Seen(np.zeros((n, 1), np.float32), np.eye(10)[[2] * n])
+    notes = {r["row"]: r["note"] for r in evaluate.inception_rows(joint) if r["headline"]}
+    splits = [
+        int(notes[f"{len(s.features)}"].split("; ")[1].split()[0]) for s in joint.joint.values()
+    ]
+    assert splits == [1, 1, 1, settings.n_splits] and settings.n_splits > 1
+
+
 def test_pooled_rows_have_the_papers_name():
     assert evaluate.pooled_name("3DWINN") == "3DWINN-separate-multi"
     assert evaluate.pooled_name("3D-GAN, above 0.1") == "3D-GAN, above 0.1"

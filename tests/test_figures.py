@@ -358,6 +358,19 @@ def test_intervals_and_anchors():
     figures.png_bytes(figure)
 
 
+def test_bars_leave_out_empty_cells_and_label_every_column():
+    """An empty text is no published value; two columns of three panels have two labelled axes."""
+    parts = {"row": "ours", "metric": "kid", "value": 0.2, "low": 0.1, "high": 0.3}
+    rows = [parts | {"category": c, "published": ""} for c in ("bed", "chair", "sofa")]
+    table = pd.DataFrame(rows)
+    figure = figures.bars_with_intervals(table, "kid", columns=2, linear_to=0.1)
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "kid", "kid"]
+    assert all(axes.get_xscale() == "symlog" for axes in figure.axes) and not figure.legends
+    assert not [line for axes in figure.axes for line in axes.lines if line.get_marker() == "D"]
+    alone = figures.bars_with_intervals(table[:1].assign(row="a row of a long name " * 3), "kid")
+    assert alone.get_figwidth() > figure.get_figwidth()
+
+
 def test_confusion_matrix_prints_entries_and_shades_shares():
     figure = figures.confusion_matrix(np.array([[8, 2], [0, 5]]), ["bed", "sofa"])
     (axes,) = figure.axes

@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,5 +154,22 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path, monkeypatch):
     files.commit_folder(target, lambda stage: (stage / "a").write_text("1"))
     with pytest.raises(StudyError, match="out: cannot be written .No space left"):
         files.commit_folder(target, full_disk)
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failing_rename_leaves_the_old_folder(tmp_path, monkeypatch):
+    """Renaming is the last thing that can fail, after the old folder has been moved aside."""
+    target, replace = tmp_path / "out", os.replace
+    files.commit_folder(target, lambda stage: (stage / "a").write_text("1"))
+
+    def fails(source, destination):
+        if Path(source).name == "new":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(StudyError, match="out: cannot be written .No space left"):
+        files.commit_folder(target, lambda stage: (stage / "a").write_text("2"))
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -32,6 +32,7 @@ ORDER = [
     {"train"},
     {"evaluate"},
     {"classify", "features", "linear"},
+    {"cache"},
     {"evaluate_sets", "evaluate_features", "energy", "latent", "supervised"},
     {"figures", "report", "runner"},
     {"ablation", "gan_ablation", "learning_curve", "single_image", "adversarial"},

@@ -790,6 +790,17 @@ def test_pending_runs(nothing_published, smoke):
     assert sorted(content(CHAIR.samples)) == names
 
 
+def test_what_another_clone_made_counts_while_its_parameters_hold(nothing_published, monkeypatch):
+    """dvc.lock records parameters and recipe of a listed run; with others it is to be trained."""
+    lite, run = config.load("lite"), runs.Run("lite", "winn3d", "chair", 0)
+    assert runs.is_published(run, lite)
+    assert not runs.is_published(runs.Run("lite", "winn3d", "chair", 9), lite)
+    assert not runs.is_published(run, config.with_changes(lite, winn3d={"lr": 0.5}))
+    raised = {name: r | {"recipe": r["recipe"] + 1} for name, r in runs.recipes().items()}
+    monkeypatch.setattr(runs, "recipes", lambda: raised)
+    assert not runs.is_published(run, lite)
+
+
 def test_adoption(nothing_published, smoke, params):
     assert runs.adopt(smoke) == []
     before = (params / "runs.yaml").read_text()

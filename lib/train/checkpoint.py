@@ -137,5 +137,5 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
 
 
 def n_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Number of parameters, trained or not."""
     return int(np.sum([p.numel() for p in module.parameters()]))

@@ -427,7 +427,8 @@ def is_complete(run: Run, profile: config.Profile) -> bool:
 def is_published(run: Run, profile: config.Profile) -> bool:
     """True when the run's results, made with these parameters, are in place.
 
-    Where they are not here but dvc.lock names the run, another clone made them: that counts too.
+    Where they are not here but dvc.lock names the run with these parameters and this recipe,
+    another clone made them: that counts too.
     """
     if (run.samples / "run.json").is_file():
         found = files.read_json(run.samples / "run.json").get("key")
@@ -436,7 +437,28 @@ def is_published(run: Run, profile: config.Profile) -> bool:
         return found == key(run, profile)
     lock = paths.CODE / "dvc.lock"
     stages = yaml.safe_load(lock.read_text()).get("stages", {}) if lock.is_file() else {}
-    return any(name.endswith(f"@{run.id}") for name in stages)
+    made = [stage["params"] for name, stage in stages.items() if name.endswith(f"@{run.id}")]
+    return any(_is_current(params, run, profile) for params in made)
+
+
+def _is_current(made: dict, run: Run, profile: config.Profile) -> bool:
+    """Whether the parameters that dvc.lock records of a run are those of today."""
+    own, recipe = made[f"params/{profile.name}.yaml"], made["params/recipes.yaml"]
+    same = _plain(own[run.model]) == _plain(config.section(profile, run.model))
+    side = own.get("data.side", profile.data.side) == profile.data.side
+    return same and side and recipe[f"{run.model}.recipe"] == recipes()[run.model]["recipe"]
+
+
+def _plain(value: object) -> object:
+    """Parameters with every number as a float: DVC writes 1e-08, which YAML 1.1 calls a text."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def pending(profile: config.Profile) -> list[Pending]:
