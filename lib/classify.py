@@ -72,13 +72,22 @@ def present(profile: config.Profile) -> list[runs.Run]:
 
 
 def chosen_epoch(log: Path, model: str) -> tuple[float, float]:
-    """Validation error and loss of the epoch whose weights a run kept, from its log."""
-    with open(log, newline="") as file:
-        rows = [
-            (float(r["validation_error"]), float(r["validation_loss"]))
-            for r in csv.DictReader(file)
-        ]
-    return min(rows, key=lambda r: r[::-1] if model == "judge" else r)
+    """Validation error and loss of the epoch whose weights a run kept, from its log.
+
+    Raises StudyError where the log is missing, empty or damaged.
+    """
+    try:
+        with open(log, newline="") as file:
+            rows = [
+                (float(r["validation_error"]), float(r["validation_loss"]))
+                for r in csv.DictReader(file)
+            ]
+        return min(rows, key=lambda r: r[::-1] if model == "judge" else r)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise StudyError(
+            f"{paths.relative(log)}: missing or damaged, it names no epoch's validation error and "
+            "loss; pull it again, or train the run"
+        ) from None
 
 
 def best(profile: config.Profile) -> tuple[runs.Run, float, int]:

@@ -186,6 +186,8 @@ def voxelize(options) -> None:
     """Voxelise one OFF mesh exactly: its longest side spans the grid."""
     from lib import voxel
 
+    if options.out.suffix.lower() != ".npz":
+        raise StudyError(f"{options.out}: write .npz")
     vertices, faces = voxel.read_off(options.mesh)
     grid = voxel.voxelize(vertices, faces, options.resolution, fill=options.fill)
     voxel.save_voxels(options.out, grid[None])
@@ -233,6 +235,7 @@ def sample(options) -> None:
     most = voxel.MAX_VOXELS // profile.data.side**3
     if options.n > most:
         raise StudyError(f"-n must be at most {most} in one file, not {options.n}")
+    runs.check_draws(run)
     networks = runs.load_networks(run, profile, runs.weights_folder(run, profile))
     seeds = [options.seed + k for k in range(options.n)]
     threshold = options.threshold or profile.evaluation.threshold
@@ -248,12 +251,32 @@ def sample(options) -> None:
 def evaluate(options) -> None:
     """Judge a file of samples; one JSON object on standard output."""
     profile = _profile(options.profile)
-    from lib import data, voxel
     from lib import evaluate as judging
+    from lib import voxel
 
     voxels = voxel.load_voxels(options.samples)
-    layout = options.layout or data.layout_of(profile.data.side)
+    layout = _layout(options.layout, options.samples, voxels, profile)
     print(json.dumps(judging.evaluate_file(profile, voxels, options.category, layout), indent=1))
+
+
+def _layout(given: str | None, path: Path, voxels, profile) -> str:
+    """How shapes lie in their grids: as the user says, else as in the profile's own grids.
+
+    Warns where they fill their grids against what the profile expects: the judge then sees them
+    too large, and cut at the border.
+    """
+    from lib import data, voxel
+
+    expected = data.layout_of(profile.data.side)
+    if given or expected == "tight":
+        return given or expected
+    n = int(voxel.fills_grid(voxels > profile.evaluation.threshold).sum())
+    if 2 * n > len(voxels):
+        _say(
+            f"warning: {path}: {n} of {len(voxels)} shapes reach from border to border, where "
+            "those of the study have a margin; if they fill their grids, give --layout tight"
+        )
+    return expected
 
 
 def classify(options) -> None:
@@ -266,7 +289,9 @@ def classify(options) -> None:
     if options.shape.suffix.lower() == ".off":
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
-        grids = judging.to_judge(profile, voxel.load_voxels(options.shape), options.layout)
+        voxels = voxel.load_voxels(options.shape)
+        layout = _layout(options.layout, options.shape, voxels, profile)
+        grids = judging.to_judge(profile, voxels, layout)
     run, error, n = asking.best(profile)
     known = asking.scale(run, profile)
     _say(f"{run.id} answers: validation error {error:.3f}, the lowest of {n} classifiers in place")
@@ -333,7 +358,7 @@ def unpack(options) -> None:
     """Check packed files and put their runs where the notebooks adopt them."""
     from lib.train import parcel
 
-    profiles = [config.load(n) for n in ("lite", "study")]
+    profiles = [config.load(n) for n in config.available()]
     for name in parcel.unpack(options.parts, profiles):
         print(name)
 
@@ -409,7 +434,7 @@ def check(options) -> int:
     from lib import report
 
     status = 0
-    for name in options.profile or ["lite", "study"]:
+    for name in [config.load(n).name for n in options.profile or ["lite", "study"]]:
         lines = report.check(name)
         status |= bool(lines)
         print("\n".join(lines) or f"{name}: results agree with the committed ones")

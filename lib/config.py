@@ -7,6 +7,7 @@ type is refused with the file and the key's name.
 import dataclasses
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass
 
@@ -603,14 +604,26 @@ def available() -> list[str]:
     return sorted(p.stem for p in paths.PARAMS.glob("*.yaml") if p.stem not in ("runs", "recipes"))
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the last one would win in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        for k, key in enumerate(keys):
+            if key in keys[:k]:
+                mark = node.value[k][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands twice", mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(name: str) -> Profile:
     """The profile of that name. Raises StudyError naming file and key when anything is off."""
     path = paths.PARAMS / f"{name}.yaml"
     if name not in available():
         raise StudyError(f"no profile {name!r}; choose one of {', '.join(available())}")
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = yaml.load(path.read_text(), _EachKeyOnce)
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise StudyError(f"params/{name}.yaml: not readable as YAML ({reason})") from None
     profile = _build(Profile, raw, f"params/{name}.yaml", "")
@@ -637,8 +650,10 @@ def _build(kind: type, value: object, where: str, key: str) -> object:
         if not isinstance(value, dict):
             raise StudyError(f"{name} must be a mapping, not {value!r}")
         return {k: _build(arguments[1], v, where, f"{key}.{k}") for k, v in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1e15:
         return float(value)
+    if kind is float and type(value) is float and not math.isfinite(value):
+        raise StudyError(f"{name} must be finite, not {value}")
     if type(value) is not kind:
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float else ""
         raise StudyError(f"{name} must be {kind.__name__}, not {value!r}{hint}")
@@ -701,7 +716,6 @@ def _check(profile: Profile, name: str) -> None:
         == 1,
         "beyond.restart must lie in [0, 1]": 0 <= profile.beyond.restart <= 1,
         "desnet3d.restart must lie in [0, 1]": 0 <= profile.desnet3d.restart <= 1,
-        "beyond.momentum must lie in [0, 1)": 0 <= profile.beyond.momentum < 1,
         "beyond.average must lie in [0, 1)": 0 <= profile.beyond.average < 1,
         "beyond.chains must be a multiple of advanced": profile.beyond.chains
         % max(profile.beyond.advanced, 1)
@@ -712,8 +726,6 @@ def _check(profile: Profile, name: str) -> None:
         "winn3d.new_last must be 2 or more": profile.winn3d.new_last >= 2,
         "winn3d.snapshots must be at most n_samples": profile.winn3d.snapshots
         <= profile.winn3d.n_samples,
-        "winn3d.sampler_beta1 must lie in [0, 1)": 0 <= profile.winn3d.sampler_beta1 < 1,
-        "winn3d.sampler_beta2 must lie in [0, 1)": 0 <= profile.winn3d.sampler_beta2 < 1,
         "desnet3d.kernels and strides must be 1 or more": min(
             (*profile.desnet3d.kernels, *profile.desnet3d.strides), default=0
         )
@@ -742,8 +754,6 @@ def _check(profile: Profile, name: str) -> None:
         "introspective.value must be linear or logsumexp": critic.value in ("linear", "logsumexp"),
         "introspective.cascades must be at most epochs": critic.cascades <= critic.epochs,
         "introspective.negatives must be 0 or more": critic.negatives >= 0,
-        "introspective.sampler_beta1 must lie in [0, 1)": 0 <= critic.sampler_beta1 < 1,
-        "introspective.sampler_beta2 must lie in [0, 1)": 0 <= critic.sampler_beta2 < 1,
     }
     rules |= _gan_ablation_rules(profile) | _gan64_rules(profile)
     rules |= _image_rules(profile, "vaegan3d") | _image_rules(profile, "encoder_decoder")
@@ -759,9 +769,6 @@ def _check(profile: Profile, name: str) -> None:
         )
         rules[f"{model}.layout must be {' or '.join(layouts)}"] = part.layout in layouts
     table1 = ("baseline", "tuned", "hardened", "introspective")
-    for model in ("desnet3d", "winn3d", "beyond", *table1):
-        channels = getattr(profile, model).channels
-        rules[f"{model}.channels must be 1 or more"] = min(channels, default=0) >= 1
     for model in ("winn3d", "beyond", *table1):
         halvings = len(getattr(profile, model).channels) - 1
         rules[f"{model}.channels: data.side must be halved evenly after each but the first"] = (
@@ -779,6 +786,8 @@ def _check(profile: Profile, name: str) -> None:
     rules["latent.steps must be 3 or more"] = profile.latent.steps >= 3
     rules["latent.top must be 2 or more"] = profile.latent.top >= 2
     rules |= _attack_rules(profile.attacks)
+    for field in dataclasses.fields(profile):
+        rules |= _common_rules(field.name, getattr(profile, field.name))
     for part, keys in POSITIVE.items():
         for key in keys:
             value = getattr(getattr(profile, part), key)
@@ -788,10 +797,43 @@ def _check(profile: Profile, name: str) -> None:
     for model, wanted in profile.wanted.items():
         rules[f"wanted.{model}: unknown model"] = model in LAYOUTS
         rules[f"wanted.{model}.categories: unknown name"] = set(wanted.categories) <= known
-    rules["categories: unknown name"] = set(profile.categories) <= known
+        rules[f"wanted.{model}.seeds must be different, 0 or more, and at least one"] = _are_seeds(
+            wanted.seeds
+        )
+    rules["categories must be names of ModelNet10, each once, and at least one"] = (
+        0 < len(profile.categories) == len(set(profile.categories) & set(CATEGORIES))
+    )
+    least = 1 if profile.data.source == "procedural" else 0
+    rules |= {
+        "data.name must be of letters, digits, - and _": bool(
+            re.fullmatch(r"[A-Za-z0-9_-]+", profile.data.name)
+        ),
+        f"data.n_train and n_test must be {least} or more": min(
+            profile.data.n_train, profile.data.n_test
+        )
+        >= least,
+        "data.seed must be 0 or more": profile.data.seed >= 0,
+        "judge.widths must be three": len(profile.judge.widths) == 3,
+    }
     for sentence, holds in rules.items():
         if not holds:
             raise StudyError(f"{where}: {sentence}")
+
+
+def _common_rules(name: str, part: object) -> dict[str, bool]:
+    """Ranges that a key has in every section that knows it."""
+    if not dataclasses.is_dataclass(part):
+        return {}
+    rules, values = {}, {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    for key, value in values.items():
+        if re.fullmatch(r"(sampler_)?beta[12]|momentum", key):
+            rules[f"{name}.{key} must lie in [0, 1)"] = 0 <= value < 1
+        if key == "weight_decay":
+            rules[f"{name}.{key} must be 0 or more"] = value >= 0
+        if re.fullmatch(r"(\w+_)?channels|widths|hidden", key):
+            sizes = value if isinstance(value, tuple) else (value,)
+            rules[f"{name}.{key} must be 1 or more"] = min(sizes, default=0) >= 1
+    return rules
 
 
 def _classifier_rules(name: str, part: Classifier, side: int) -> dict[str, bool]:

@@ -70,9 +70,12 @@ class Split:
         return Split(*(getattr(self, f)[keep] for f in self.__dataclass_fields__))
 
     def category(self, name: str) -> "Split":
-        """The rows of one category; ``all`` keeps every row."""
+        """The rows of one category; ``all`` keeps every row. Raises StudyError for others."""
         if name == "all":
             return self
+        if name not in config.CATEGORIES:
+            names = ", ".join(config.CATEGORIES)
+            raise StudyError(f"no category {name!r}; choose one of {names}, all")
         return self.where(self.labels == config.CATEGORIES.index(name))
 
 
@@ -330,7 +333,8 @@ def card(data: config.Data) -> dict:
     path = paths.PREPARED / data.name / "card.json"
     if not path.is_file():
         raise StudyError(
-            f"{paths.relative(path.parent)} is missing; run `python -m lib prepare` for the profile"
+            f"{paths.relative(path.parent)} is missing; run "
+            "`python -m lib prepare --profile PROFILE`"
         )
     found = files.read_json(path)
     for key in CARD_KEYS:

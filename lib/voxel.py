@@ -48,7 +48,7 @@ def read_off(path):
 
     Accepts counts on or glued to the header line, comments, blank lines, CRLF, the headers COFF,
     NOFF and STOFF, and extra columns behind a vertex or a face, which are ignored. A polygon is
-    cut into a fan of triangles around its first corner.
+    cut into a fan of triangles around its first corner or, where that would leave it, into ears.
 
     Returns vertices (V, 3) float64 in file units and faces (F, 3) int64, in file order. Vertices
     that no face uses are kept; they do not count for the extent.
@@ -62,7 +62,7 @@ def read_off(path):
     _check_counts(path, numbers_, rows, start, n_vertices, n_faces)
     middle, end = start + n_vertices, start + n_vertices + n_faces
     vertices = _parse_vertices(path, numbers_[start:middle], rows[start:middle])
-    faces = _parse_faces(path, numbers_[middle:end], rows[middle:end], n_vertices)
+    faces = _parse_faces(path, numbers_[middle:end], rows[middle:end], vertices)
     used = vertices[faces.ravel()]
     with np.errstate(over="ignore"):
         extent = np.max(used.max(axis=0) - used.min(axis=0))
@@ -204,8 +204,9 @@ def _check_vertex(path, line, row):
             raise _fault(path, line, f"coordinate {_show(token)} is not finite", "correct it")
 
 
-def _parse_faces(path, numbers_, rows, n_vertices):
-    """Corner lists to triangles (a, b, c), (a, c, d), ... in file order."""
+def _parse_faces(path, numbers_, rows, vertices):
+    """Corner lists to triangles, in file order."""
+    n_vertices = len(vertices)
     try:
         sizes = np.array([row[0] for row in rows], dtype=np.int64)
         parts, order = [], []
@@ -219,14 +220,56 @@ def _parse_faces(path, numbers_, rows, n_vertices):
                 raise ValueError
             if corners.min() < 0 or corners.max() >= n_vertices:
                 raise ValueError
-            fan = [corners[:, [0, k, k + 1]] for k in range(1, size - 1)]
-            parts.append(np.stack(fan, axis=1).reshape(-1, 3))
+            parts.append(_triangulate(vertices, corners).reshape(-1, 3))
             order.append(np.repeat(where, size - 2))
     except (ValueError, OverflowError):  # find the line
         for line, row in zip(numbers_, rows, strict=True):
             _check_face(path, line, row, n_vertices)
         raise _fault(path, numbers_[0], "the faces cannot be read", "check them") from None
     return np.concatenate(parts)[np.argsort(np.concatenate(order), kind="stable")]
+
+
+def _triangulate(vertices, corners):
+    """Polygons (n, size) to triangles (n, size - 2, 3): fans, where these cover the polygon."""
+    fans = np.stack([corners[:, [0, k, k + 1]] for k in range(1, corners.shape[1] - 1)], axis=1)
+    if corners.shape[1] > 3:
+        points = vertices[corners]
+        with np.errstate(over="ignore", invalid="ignore"):
+            points = points - points[:, :1]
+            points /= np.maximum(np.abs(points).max(axis=(1, 2), keepdims=True), 1e-300)
+        normals = np.cross(points[:, 1:-1], points[:, 2:])  # the first corner is the origin
+        whole = normals.sum(axis=1, keepdims=True)
+        # The fan leaves a polygon that is not convex where its triangles turn over.
+        for k in np.flatnonzero(((normals * whole).sum(axis=2) < -1e-12).any(axis=1)):
+            fans[k] = corners[k][_ears(points[k], whole[k, 0])]
+    return fans
+
+
+def _ears(points, normal):
+    """Triangles (size - 2, 3) of one plane polygon (size, 3), by cutting off its ears.
+
+    Of a polygon that crosses itself what has no ear becomes a fan. Source: Meisters, Polygons have
+    ears (1975).
+    """
+    axis = np.abs(normal).argmax()
+    x, y = np.delete(points, axis, axis=1).T
+    x = x * np.sign(normal[axis]) * (-1 if axis == 1 else 1)  # so that corners run to the left
+
+    def left_of(a, b, c):
+        return (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a])
+
+    def is_ear(a, b, c):
+        others = np.array([p for p in left if p not in (a, b, c)])
+        sides = (left_of(a, b, others), left_of(b, c, others), left_of(c, a, others))
+        return left_of(a, b, c) >= 0 and not (np.stack(sides) > 0).all(axis=0).any()
+
+    left, found = list(range(len(points))), []
+    while len(left) > 3:
+        turns = [(left[k - 1], left[k], left[(k + 1) % len(left)]) for k in range(len(left))]
+        ear = next((turn for turn in turns if is_ear(*turn)), turns[1])
+        found.append(ear)
+        left.remove(ear[1])
+    return np.array([*found, left])
 
 
 def _check_face(path, line, row, n_vertices):
@@ -277,7 +320,9 @@ def voxelize(vertices, faces, resolution, fill=False):
     """
     vertices, faces = _check_mesh(vertices, faces)
     _check_resolution(resolution)
-    grid = surface_voxels(_fit(vertices, faces, resolution), faces, resolution)
+    # Far from the origin rounding would move walls on the grid's border out of it.
+    placed = np.clip(_fit(vertices, faces, resolution), 0, resolution)
+    grid = surface_voxels(placed, faces, resolution)
     return fill_interior(grid) if fill else grid
 
 
@@ -370,14 +415,14 @@ def _mark_triangles(grid, triangles):
     a, b, c = triangles.transpose(1, 0, 2)  # much faster than a reduction over three corners
     first = np.ceil(np.minimum(np.minimum(a, b), c) - TOLERANCE) - 1
     last = np.floor(np.maximum(np.maximum(a, b), c) + TOLERANCE)
+    # A triangle is connected: if its whole box is one row of voxels, it touches them all.
+    row = (last > first).sum(axis=1) <= 1
     first = np.maximum(first, 0)
     last = np.minimum(last, len(grid) - 1)
     seen = (first <= last).all(axis=1)
-    triangles, first, last = triangles[seen], first[seen].astype(int), last[seen].astype(int)
-
+    triangles, row = triangles[seen], row[seen]
+    first, last = first[seen].astype(int), last[seen].astype(int)
     size = last - first + 1
-    # A triangle is connected: if its box is one row of voxels, it touches them all.
-    row = (size > 1).sum(axis=1) <= 1
     for these in _pieces(row, _PAIRS_AT_ONCE // len(grid)):
         _, voxels = _boxes(first[these], last[these])
         grid[tuple(voxels.T)] = True
@@ -563,7 +608,7 @@ def _check_values(voxels):
     # NaN fails both comparisons.
     if not (voxels.min() >= 0 and voxels.max() <= 1):
         raise StudyError(
-            f"voxels run from {voxels.min():.6g} to {voxels.max():.6g}; floats must be "
+            f"voxels run from {voxels.min():.9g} to {voxels.max():.9g}; floats must be "
             "probabilities in [0, 1]"
         )
     return voxels.astype(np.float32)
@@ -694,10 +739,16 @@ def to_judge_grid(voxels, layout="padded", judge_side=JUDGE_SIDE, threshold=0.5,
         return pad(binary, MARGIN)
     if side not in (30, 32):
         allowed = "30, 32, 64" + (", 24 (tight)" if OBJECT_SIDE in extra_sides else "")
-        raise StudyError(f"side {side} ({layout}) has no mapping to {JUDGE_SIDE}; use {allowed}")
+        raise StudyError(f"grids of side {side} cannot be judged; use {allowed}")
     if layout == "tight":
         return pad(_zoom(binary, OBJECT_SIDE / side), MARGIN)
     return crop(binary, 1) if side == 32 else binary
+
+
+def fills_grid(voxels):
+    """Which shapes (N, D, D, D), bool, reach both ends of the grid along some axis, bool (N,)."""
+    ends = [voxels.any(axis=others)[:, [0, -1]].all(axis=1) for others in ((2, 3), (1, 3), (1, 2))]
+    return np.any(ends, axis=0)
 
 
 def _zoom(binary, factor):

@@ -386,6 +386,27 @@ def test_the_chosen_epoch_is_read_as_it_was_chosen(tmp_path):
     assert classify.chosen_epoch(log, "judge") == (0.3, 0.1)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        b"",
+        b"step,validation_error,validation_loss\n",
+        b"step,loss\n1,0.5\n",
+        b"step,validation_error,validation_loss\n1,0.2\n",
+        b"step,validation_error,validation_loss\n1,low,0.2\n",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_log_without_epochs_is_said_in_one_line(tmp_path, text):
+    log = tmp_path / "log.csv"
+    if text is not None:
+        log.write_bytes(text)
+    with pytest.raises(StudyError, match="log.csv: missing or damaged, it names no epoch") as error:
+        classify.chosen_epoch(log, "baseline")
+    assert "\n" not in str(error.value)
+
+
 def test_stored_validation_logits_are_those_of_the_classifier(stored, split):
     profile, found = stored
     kept = classify.validation_logits(found["orion"], profile)

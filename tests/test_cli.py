@@ -237,8 +237,13 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("sample", *GAN, "--out", "{tmp}/text.npz/x.npz"), "text.npz"),
         (
             ("sample", "judge", "--category", "all", "--profile", "smoke", "--out", "{tmp}/x.npz"),
-            "judge draws no shapes",
+            "judge draws no shapes; choose a model that does",
         ),
+        (
+            ("sample", "voxnet", "--category", "all", "--profile", "smoke", "--out", "{tmp}/x.npz"),
+            "voxnet draws no shapes; choose a model that does",
+        ),
+        (("check", "--profile", "bogus"), "no profile 'bogus'; choose one of lite, quick"),
         (
             ("evaluate", "{tmp}/none.npz", "--category", "chair", "--profile", "smoke"),
             "no such file",
@@ -269,7 +274,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("classify", "{tmp}/odd.npz", "--profile", "smoke"), "side 17"),
         (
             ("classify", "{tmp}/four.npz", "--profile", "smoke", "--layout", "padded"),
-            "side 24 (padded) has no mapping",
+            "grids of side 24 cannot be judged",
         ),
         (
             ("classify", "{tmp}/four.npz", "--profile", "quick"),
@@ -285,7 +290,10 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("voxelize", "{tmp}/good.off", "--out", "{tmp}/bad.off/x.npz"), "bad.off"),
         (("queue", "--profile", "smoke", "--minutes", "0"), "--minutes must be above 0"),
         (("queue", "--profile", "smoke", "--minutes", "nan"), "--minutes must be above 0"),
-        (("pack", "{tmp}/parcel", "--profile", "smoke"), "no complete run to pack"),
+        (
+            ("pack", "{tmp}/parcel", "--profile", "smoke"),
+            "no complete run to pack; `python -m lib queue --run --profile smoke` trains",
+        ),
         (("notebook", "none", "--out", "{tmp}/x.ipynb"), "none"),
         (("notebook", "none", "--out", "{tmp}/x.ipynb", "-p", "seed"), "-p seed: write KEY=VALUE"),
         (("notebook", "none", "--out", "{tmp}/x.ipynb", "-p", "seed=["), "not readable as YAML"),
@@ -361,6 +369,26 @@ def test_evaluate_prints_one_object(trained, tmp_path, capsys):
     assert found["n"] == 12 and {"fid test", "kid test", "memorisation"} <= set(found)
     assert lib(*line, "--layout", "tight") == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize(("margin", "warned"), [(0, True), (4, False)])
+def test_shapes_that_fill_their_grids_are_noticed(tmp_path, capsys, margin, warned):
+    """The study's grids have a margin; where smoke's are tight, a profile of 32 is asked."""
+    grids = np.pad(
+        np.ones((2, 32 - 2 * margin, 4, 4), bool), [(0, 0), (margin,) * 2, (9, 19), (9, 19)]
+    )
+    lite = config.load("lite")
+    assert cli._layout(None, tmp_path / "a.npz", grids, lite) == "padded"
+    assert ("give --layout tight" in capsys.readouterr().err) == warned
+    assert cli._layout("tight", tmp_path / "a.npz", grids, lite) == "tight"
+    assert capsys.readouterr().err == ""
+
+
+def test_voxelize_does_not_write_over_the_mesh(tmp_path, capsys):
+    mesh = tmp_path / "a.off"
+    mesh.write_text(TETRAHEDRON)
+    assert lib("voxelize", mesh, "--resolution", "8", "--out", mesh) == 2
+    assert mesh.read_text() == TETRAHEDRON and "write .npz" in capsys.readouterr().err
 
 
 def test_classify(trained, tmp_path, capsys):

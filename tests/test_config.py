@@ -138,6 +138,23 @@ def test_a_file_that_is_no_profile(params, text):
     assert refusal("smoke").startswith("params/smoke.yaml: ")
 
 
+def test_a_key_that_stands_twice(params):
+    path = params / "smoke.yaml"
+    path.write_text(path.read_text().replace("  gate: 0.8", "  gate: 0.8\n  gate: 0.9", 1))
+    assert "gate stands twice" in refusal("smoke")
+
+
+@pytest.mark.parametrize("categories", [[], ["chair", "chair"], ["all"], ["lamp"]])
+def test_categories_are_names_each_once(params, categories):
+    write(params, "smoke", lambda raw: raw.update(categories=categories))
+    assert "categories must be names" in refusal("smoke")
+
+
+def test_wanted_seeds(params):
+    write(params, "smoke", lambda raw: raw["wanted"]["gan3d"].update(seeds=[-1]))
+    assert "wanted.gan3d.seeds" in refusal("smoke")
+
+
 def test_a_file_that_is_no_text(params):
     (params / "smoke.yaml").write_bytes(b"name: \xff\xfe")
     assert refusal("smoke").startswith("params/smoke.yaml: not readable as YAML")
@@ -150,6 +167,24 @@ def test_a_file_that_is_no_text(params):
         ("data", "side", 28),
         ("data", "validation", 0.0),
         ("data", "validation", 0.5),
+        ("data", "name", "../raw"),
+        ("data", "name", ""),
+        ("data", "n_train", 0),
+        ("data", "n_test", -3),
+        ("data", "seed", -1),
+        ("judge", "momentum", -5.0),
+        ("judge", "weight_decay", -1.0),
+        ("judge", "widths", []),
+        ("judge", "widths", [8, 16]),
+        ("judge", "widths", [-8, 8, 16]),
+        ("gan3d", "beta1", 1.5),
+        ("vaegan3d", "beta2", -1.0),
+        ("winn3d", "sampler_beta1", 1.0),
+        ("gan3d", "gate", float("nan")),
+        ("gan3d", "gate", 10**400),
+        ("gan3d", "generator_channels", [0, 8]),
+        ("gan3d", "discriminator_channels", [8, -8]),
+        ("voxnet", "channels", 0),
         ("judge", "jitter", 4),
         ("judge", "jitter", -1),
         ("judge", "dtype", "float16"),
@@ -282,7 +317,9 @@ def test_rules_of_two_parameters(params):
 
 def test_names_of_categories_and_wanted_models(params):
     write(params, "smoke", lambda raw: raw["categories"].append("lamp"))
-    assert refusal("smoke") == "params/smoke.yaml: categories: unknown name"
+    assert refusal("smoke") == (
+        "params/smoke.yaml: categories must be names of ModelNet10, each once, and at least one"
+    )
     write(params, "quick", lambda raw: raw["wanted"]["gan3d"]["categories"].append("lamp"))
     assert refusal("quick") == "params/quick.yaml: wanted.gan3d.categories: unknown name"
     write(params, "lite", lambda raw: raw["wanted"].update(vae=raw["wanted"]["gan3d"]))

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import yaml
 
-from lib import paths
+from lib import cli, files, paths
 from lib.errors import StudyError
 from lib.train import engine, parcel, runs
 
@@ -82,8 +82,67 @@ def test_a_file_too_large_for_a_part(complete, unpublished, smoke, tmp_path, mon
 
 def test_nothing_to_pack(unpublished, smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "empty")
-    with pytest.raises(StudyError, match="no complete run to pack; .* trains what is wanted"):
+    with pytest.raises(StudyError, match="to pack; `.* queue --run --profile smoke` trains"):
         parcel.pack([smoke], tmp_path / "parcel")
+
+
+def test_a_folder_that_holds_a_parcel_is_left_alone(parts, complete, smoke, monkeypatch):
+    """A smaller parcel must not lie among the parts of a larger one."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", complete)
+    before = tree(parts[0].parent)
+    with pytest.raises(StudyError, match="parcel: holds parts of another parcel; give a new"):
+        parcel.pack([smoke], parts[0].parent)
+    assert tree(parts[0].parent) == before
+
+
+@pytest.fixture
+def forged(tmp_path, unpublished, smoke, smoke_chair, monkeypatch):
+    """Write a part that carries these files as those of the chair run; an empty machine."""
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "other machine")
+    key = runs.key(smoke_chair, smoke)
+
+    def write(found):
+        entries = [(f"{key}/{name}", content) for name, content in found.items()]
+        manifest = parcel._manifest(entries) or {key: {}}
+        path = tmp_path / "part-000.zip"
+        path.write_bytes(parcel._zip(entries, manifest))
+        return [path]
+
+    return write
+
+
+def test_a_run_that_is_not_whole_is_refused(forged, complete, smoke, smoke_chair):
+    final = complete / runs.key(smoke_chair, smoke) / "final"
+    whole = {p.name: p.read_bytes() for p in final.iterdir()}
+    record = files.read_json(final / "run.json")
+    said = r"-s0-\w+: no whole run \({}\); nothing was unpacked"
+    refused(forged({"evil.txt": b"x"}), smoke, said.format("run.json: no such file"))
+    lacking = whole | {"run.json": json.dumps(record | {"weights": {}}).encode()}
+    refused(forged(lacking), smoke, said.format("run.json: damaged, it has no weights"))
+    other = whole | {"generator.safetensors": whole["discriminator.safetensors"]}
+    refused(forged(other), smoke, r"no whole run \(generator.safetensors: damaged, or of another")
+    lacking = {n: content for n, content in whole.items() if n != "generator.safetensors"}
+    refused(forged(lacking), smoke, said.format("generator.safetensors is missing"))
+    record["weights"].pop("generator.safetensors")
+    lacking["run.json"] = json.dumps(record).encode()
+    refused(forged(lacking), smoke, said.format("generator.safetensors is missing"))
+    unlisted = whole | {"run.json": lacking["run.json"]}
+    refused(
+        forged(unlisted), smoke, r"no whole run \(generator.safetensors: damaged, or of another"
+    )
+
+
+def test_a_parcel_without_files_is_refused(forged, parts, smoke):
+    refused(forged({}), smoke, "part-000.zip: holds no run; pack the runs again")
+    rewrite(parts[0], lambda entries: entries.clear() or entries.update({parcel.MANIFEST: b"{}"}))
+    refused(parts[:1], smoke, "part-000.zip: holds no run; pack the runs again")
+
+
+def test_the_command_unpacks_what_it_packed_of_every_profile(parts, complete, capsys, monkeypatch):
+    """Profiles whose runs the parcel does not hold need no data here."""
+    assert cli.main(["unpack", *map(str, parts)]) == 0
+    assert capsys.readouterr().out.split() == sorted(p.name for p in complete.iterdir())
+    assert tree(paths.CHECKPOINTS) == tree(complete)
 
 
 def test_a_missing_part(parts, smoke):

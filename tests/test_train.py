@@ -818,6 +818,30 @@ def test_adoption(nothing_published, smoke, params):
     assert runs.adopt(smoke) == [] and (params / "runs.yaml").read_text() == text
 
 
+@pytest.mark.parametrize("lacking", ["run", "key", "recipe", "parameters", "weights"])
+def test_a_damaged_record_is_neither_adopted_nor_published(
+    nothing_published, smoke, params, lacking
+):
+    final = train(CHAIR, smoke)
+    record = files.read_json(final / "run.json")
+    files.write_json(final / "run.json", record | {lacking: None})
+    listed = (params / "runs.yaml").read_text()
+    said = f"run.json: damaged, it has no {lacking}; pull it again, or delete .*final and train"
+    for use in (lambda: runs.adopt(smoke), lambda: runs.publish(CHAIR, final)):
+        with pytest.raises(StudyError, match=said) as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert (params / "runs.yaml").read_text() == listed
+    assert not CHAIR.samples.exists()
+
+
+def test_weights_beside_a_damaged_record_are_not_used(nothing_published, smoke):
+    final = train(CHAIR, smoke)
+    files.write_json(final / "run.json", {})
+    with pytest.raises(StudyError, match="run.json: damaged, it has no weights; pull it again"):
+        runs.load_networks(CHAIR, smoke, final)
+
+
 def test_weights_that_are_not_here(nothing_published, smoke):
     with pytest.raises(StudyError, match="has no weights here; train it with .* or pull") as error:
         runs.weights_folder(CHAIR, smoke)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trimesh
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from lib import voxel
 from lib.errors import StudyError
@@ -120,6 +121,7 @@ def test_surface_is_exact_for_real_coordinates():
         [(0.125, 0.125, 1), (3.875, 0.125, 1), (0.125, 3.875, 1)],  # in a voxel border
         [(-9, -9, 1.5), (30, -9, 1.5), (-9, 30, 1.5)],  # larger than the grid
         [(5, 5, 5), (6, 5, 5), (5, 6, 5)],  # outside
+        [(3.8, 4.4, 1.5), (4.4, 3.8, 1.5), (4.4, 4.4, 1.5)],  # its box reaches in, it does not
         [(4, 0, 0), (4, 4, 0), (4, 0, 4)],  # on the grid's own border
     ],
 )
@@ -335,6 +337,46 @@ def test_read_off_cuts_polygons_into_fans_in_file_order(tmp_path):
     content = "OFF\n5 3 0\n0 0 0\n2 0 0\n3 1 0\n1 2 0\n0 1 1\n5 0 1 2 3 4\n3 0 1 4\n4 1 2 3 4 7 7\n"
     _, faces = voxel.read_off(write(tmp_path, content))
     assert faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [0, 1, 4], [1, 2, 3], [1, 3, 4]]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0)])
+@pytest.mark.parametrize("first", range(8))
+def test_read_off_keeps_the_notch_of_a_polygon(tmp_path, axes, first):
+    """A U of area 7 in a square of 9, from any corner, in any plane, either way round."""
+    flat = [(0, 0), (3, 0), (3, 3), (2, 3), (2, 1), (1, 1), (1, 3), (0, 3)]
+    corners = np.insert(np.array(flat[first:] + flat[:first], float), 2, 5, axis=1)[:, axes]
+    lines = "\n".join(" ".join(map(str, corner)) for corner in corners)
+    content = f"OFF\n8 2 0\n{lines}\n8 0 1 2 3 4 5 6 7\n8 7 6 5 4 3 2 1 0\n"
+    vertices, faces = voxel.read_off(write(tmp_path, content))
+    a, b, c = vertices[faces].transpose(1, 0, 2)
+    areas = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+    assert len(faces) == 12 and areas[:6].sum() == areas[6:].sum() == 7
+    middle = vertices[faces].mean(axis=1)[:, [axes.index(0), axes.index(1)]]
+    inside = (middle[:, 0] > 1) & (middle[:, 0] < 2) & (middle[:, 1] > 1)
+    assert not inside.any(), "a triangle lies in the notch"
+
+
+def test_a_polygon_that_crosses_itself_becomes_triangles(tmp_path):
+    content = "OFF\n5 1 0\n0 0 0\n2 2 0\n2 0 0\n0 2 0\n-1 1 0\n5 0 1 2 3 4\n"
+    _, faces = voxel.read_off(write(tmp_path, content))
+    assert faces.shape == (3, 3) and set(faces.ravel()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6, 4500000.7, 1e8])
+@pytest.mark.parametrize("side", [7, 32, 128])
+def test_a_cube_far_from_the_origin_keeps_its_walls(offset, side):
+    corners = np.array(list(np.ndindex(2, 2, 2)), float)
+    vertices = offset + np.float64(0.7) * corners
+    faces = ConvexHull(corners).simplices
+    assert voxel.voxelize(vertices, faces, side, fill=True).all()
+
+
+def test_which_shapes_fill_their_grids():
+    grids = np.zeros((4, 6, 6, 6), bool)
+    grids[0, :, 2, 2] = True
+    grids[1, 1:, 2, 2] = True
+    grids[2, 3, 0, 0] = grids[2, 3, 2, 5] = True
+    assert voxel.fills_grid(grids).tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ one; its manifest lists the SHA-256 of every file. A run is placed when all its 
 import hashlib
 import io
 import json
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,8 +22,14 @@ MANIFEST = "manifest.json"
 def pack(profiles: list[config.Profile], folder: Path, part_bytes: int = PART_BYTES) -> list[Path]:
     """Write every complete, unpublished run of the profiles into ``<folder>/part-<k>.zip``.
 
-    Raises StudyError when a single file exceeds a part, a file is damaged, or nothing is complete.
+    Raises StudyError when the folder holds a parcel, a single file exceeds a part, a file is
+    damaged, or nothing is complete.
     """
+    # Parts of an older, larger parcel would stay beside the new ones and be carried with them.
+    if any(Path(folder).glob("part-*.zip")):
+        raise StudyError(
+            f"{folder}: holds parts of another parcel; give a new folder, or delete its part-*.zip"
+        )
     complete = [(r, p) for p in profiles for r in runs.complete_unpublished(p)]
     entries = []
     for run, profile in complete:
@@ -32,7 +39,8 @@ def pack(profiles: list[config.Profile], folder: Path, part_bytes: int = PART_BY
         entries += [(f"{final.parent.name}/{f.name}", f.read_bytes()) for f in found]
     if not entries:
         raise StudyError(
-            "no complete run to pack; `python -m lib queue --run` trains what is wanted"
+            f"no complete run to pack; `python -m lib queue --run --profile {profiles[0].name}` "
+            "trains what is wanted"
         )
     whole = _manifest(entries)
     room = part_bytes - len(_zip([], whole))
@@ -92,8 +100,8 @@ def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
     profile asks for with the parameters and recipes of this checkout. A run that is in place
     already is left as it is. Raises Locked for a run that is trained here now.
     """
-    known = {runs.key(r, p) for p in profiles for r in runs.wanted(p)}
     content, manifest = _read(parts)
+    known = _known(profiles, {key.rpartition("-")[0] for key in manifest})
     for key, listed in manifest.items():
         lacking = sorted(set(listed) - set(content.get(key, {})))
         if lacking:
@@ -103,6 +111,7 @@ def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
                 f"{key}: no profile asks for this run as it was trained (other parameters, data or "
                 "recipe); nothing was unpacked"
             )
+        _check_whole(known[key], key, content.get(key, {}))
     for key, found in content.items():
         final = paths.CHECKPOINTS / key / "final"
         if final.is_dir():
@@ -110,6 +119,23 @@ def unpack(parts: list[Path], profiles: list[config.Profile]) -> list[str]:
         with engine.lock(final.parent):
             files.commit_folder(final, lambda stage, found=found: _fill(stage, found))
     return sorted(content)
+
+
+def _known(profiles: list[config.Profile], ids: set[str]) -> dict[str, runs.Run]:
+    """Wanted runs of these ids by key; other profiles need not be prepared for their keys."""
+    return {runs.key(r, p): r for p in profiles for r in runs.wanted(p) if r.id in ids}
+
+
+def _check_whole(run: runs.Run, key: str, found: dict[str, bytes]) -> None:
+    """Raise StudyError unless a run's files, written beside nothing else, are a complete run."""
+    with tempfile.TemporaryDirectory() as folder:
+        _fill(Path(folder), found)
+        try:
+            runs.check_final(run, Path(folder))
+        except StudyError as error:
+            # What follows the semicolon is advice for a run that is in place.
+            reason = str(error).replace(f"{folder}/", "").split(";")[0]
+            raise StudyError(f"{key}: no whole run ({reason}); nothing was unpacked") from None
 
 
 def _fill(stage: Path, found: dict[str, bytes]) -> None:
@@ -145,4 +171,6 @@ def _read(parts: list[Path]) -> tuple[dict[str, dict[str, bytes]], dict[str, dic
             if hashlib.sha256(data).hexdigest() != manifest.get(key, {}).get(file):
                 raise StudyError(f"{part}: {name} does not match its SHA-256; nothing was unpacked")
             content.setdefault(key, {})[file] = data
+    if not any(manifest.values()):
+        raise StudyError(f"{parts[0]}: holds no run; pack the runs again")
     return content, manifest

@@ -50,6 +50,9 @@ MODELS = {
     "encoder_decoder": "encoder-decoder",
 }
 
+# What the record of every complete run holds; the oldest have nothing more in common.
+RECORD = {"run": str, "key": str, "recipe": int, "parameters": dict, "weights": dict}
+
 # Models whose samples are probabilities.
 PROBABILITIES = ("gan3d", "gan64", "vae3d", "autoencoder", "vaegan3d", "encoder_decoder")
 
@@ -311,6 +314,18 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def read_record(path: Path, *needed: str) -> dict:
+    """A run's ``run.json``; StudyError where it is damaged or lacks one of the needed entries."""
+    facts = files.read_json(path)
+    for name in needed:
+        if not (isinstance(facts.get(name), RECORD[name]) and facts[name]):
+            raise StudyError(
+                f"{paths.relative(path)}: damaged, it has no {name}; pull it again, or delete "
+                f"{paths.relative(path.parent)} and train the run"
+            )
+    return facts
+
+
 def load_networks(run: Run, profile: config.Profile, folder: Path) -> dict[str, torch.nn.Module]:
     """The networks that sample a run, or all of a classifier, with the weights in ``folder``.
 
@@ -336,7 +351,7 @@ def check_weights(run: Run, folder: Path, names: tuple[str, ...]) -> None:
     record = next((r for r in records if r.is_file()), None)
     if record is None:
         raise StudyError(f"{run.id} has no run.json here; pull the run with `dvc pull`")
-    stored = files.read_json(record)["weights"]
+    stored = read_record(record, "weights")["weights"]
     for name in names:
         path = folder / f"{name}.safetensors"
         if path.is_file() and files.sha256(path) != stored.get(path.name):
@@ -350,19 +365,25 @@ def sample(
     run: Run, profile: config.Profile, networks: dict[str, torch.nn.Module], seeds: list[int]
 ) -> np.ndarray:
     """Occupancy probabilities (len(seeds), D, D, D) of a run, from noise, one seed a shape."""
-    draw = model(run.model).sample
-    if draw is None:
-        raise StudyError(f"{run.model} draws no shapes")
-    return draw(profile, networks, seeds)
+    check_draws(run)
+    return model(run.model).sample(profile, networks, seeds)
+
+
+def check_draws(run: Run) -> None:
+    """Raise StudyError where the run's model draws no shapes."""
+    if model(run.model).sample is None:
+        raise StudyError(f"{run.model} draws no shapes; choose a model that does, such as gan3d")
 
 
 def check_final(run: Run, final: Path) -> None:
-    """Raise StudyError where a file of a complete run is missing or damaged."""
-    names = tuple(Path(n).stem for n in files.read_json(final / "run.json")["weights"])
+    """Raise StudyError where a file of a complete run is missing, damaged or not in its record."""
+    listed = {Path(n).stem for n in read_record(final / "run.json", *RECORD)["weights"]}
+    stored = {p.stem for p in final.glob("*.safetensors")}
+    names = sorted(listed | stored | set(model(run.model).sampling))
     for name in names:
         if not (final / f"{name}.safetensors").is_file():
             raise StudyError(f"{final / name}.safetensors is missing; delete {final} and train")
-    check_weights(run, final, names)
+    check_weights(run, final, tuple(names))
     for path in final.glob("*.npz"):
         voxel.load_voxels(path)
 
@@ -431,10 +452,7 @@ def is_published(run: Run, profile: config.Profile) -> bool:
     another clone made them: that counts too.
     """
     if (run.samples / "run.json").is_file():
-        found = files.read_json(run.samples / "run.json").get("key")
-        if found is None:
-            raise StudyError(f"{paths.relative(run.samples / 'run.json')}: damaged, it has no key")
-        return found == key(run, profile)
+        return read_record(run.samples / "run.json", "key")["key"] == key(run, profile)
     lock = paths.CODE / "dvc.lock"
     stages = yaml.safe_load(lock.read_text()).get("stages", {}) if lock.is_file() else {}
     made = [stage["params"] for name, stage in stages.items() if name.endswith(f"@{run.id}")]
@@ -537,7 +555,7 @@ def stamp_recipes() -> None:
 def adopt(profile: config.Profile) -> list[str]:
     """Add complete runs to params/runs.yaml, which lists what the pipeline publishes.
 
-    Returns the ids that were added.
+    Returns the ids that were added. Raises StudyError, and adds none, where one is damaged.
     """
     path = paths.PARAMS / "runs.yaml"
     listed = yaml.safe_load(path.read_text())
@@ -546,6 +564,7 @@ def adopt(profile: config.Profile) -> list[str]:
         group = run_group(run)
         if run.id in listed[group]:
             continue
+        check_final(run, state_folder(run, profile) / "final")
         values = {"profile": run.profile, "category": run.category, "seed": run.seed}
         listed[group][run.id] = values
         added.append(run.id)
