@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SHELL := /bin/bash
+# pip compiles nothing beforehand: what is imported must be compiled once, not at every start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup test repro study lite store check bench lab lint
 
