@@ -28,6 +28,7 @@ def classifier_hash(profile: config.Profile, model: str, network: nn.Module) -> 
     return digest.hexdigest()[:12]
 
 
+@functools.cache
 def code_hash(module) -> str:
     """Hash of a module's code, comments left out."""
     tree = ast.parse(Path(module.__file__).read_text())

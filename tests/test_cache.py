@@ -1,6 +1,7 @@
 """What classifiers answered is kept, and only used for what it was asked of."""
 
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -64,8 +65,10 @@ def test_the_code_of_a_network_counts(monkeypatch):
 
 
 def test_comments_are_no_code(tmp_path):
-    module, hashes = SimpleNamespace(__file__=tmp_path / "module.py"), []
-    for text in ("x = 1\n", "x = 1  # one\n", "x = 2\n"):
-        module.__file__.write_text(text)
+    hashes = []
+    for i, text in enumerate(("x = 1\n", "x = 1  # one\n", "x = 2\n")):
+        module = ModuleType("module")
+        module.__file__ = str(tmp_path / f"module{i}.py")
+        Path(module.__file__).write_text(text)
         hashes.append(cache.code_hash(module))
     assert hashes[0] == hashes[1] != hashes[2]
