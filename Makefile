@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # pip compiles nothing beforehand: what is imported must be compiled once, not at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test repro study lite store check bench lab lint
+.PHONY: help setup test test-code test-notebooks repro study lite store check bench lab lint
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,8 +22,14 @@ $(VENV)/ready: environment.yml pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-test: setup ## run the tests
+test: setup ## run the tests: code and notebooks side by side
+	@echo "code and notebooks side by side; each reports when it is done"
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-code test-notebooks
+
+test-code:
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+test-notebooks:
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
 		-p tests.notebooks notebooks
 
