@@ -780,6 +780,8 @@ def test_pending_runs(nothing_published, smoke):
     assert (chair.step, chair.n_steps, chair.active) == (1, 8, False) and chair.minutes >= 0
     with engine.lock(runs.state_folder(CHAIR, smoke)):
         assert next(p for p in runs.pending(smoke) if p.run == CHAIR).active
+    (runs.state_folder(CHAIR, smoke) / "status.json").write_text("{}")
+    assert next(p for p in runs.pending(smoke) if p.run == CHAIR).step == 0
     final = train(CHAIR, smoke)
     assert CHAIR not in [p.run for p in runs.pending(smoke)]
     assert runs.complete_unpublished(smoke) == [CHAIR]

@@ -8,6 +8,7 @@ is complete, and is what notebooks publish to ``results`` and what ``pack`` carr
 import ast
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib
 import json
@@ -454,9 +455,15 @@ def is_published(run: Run, profile: config.Profile) -> bool:
     if (run.samples / "run.json").is_file():
         return read_record(run.samples / "run.json", "key")["key"] == key(run, profile)
     lock = paths.CODE / "dvc.lock"
-    stages = yaml.safe_load(lock.read_text()).get("stages", {}) if lock.is_file() else {}
+    stages = _stages(lock.read_text()) if lock.is_file() else {}
     made = [stage["params"] for name, stage in stages.items() if name.endswith(f"@{run.id}")]
     return any(_is_current(params, run, profile) for params in made)
+
+
+@functools.lru_cache(maxsize=1)
+def _stages(lock: str) -> dict:
+    """The stages in the text of dvc.lock: ten thousand lines, asked once a run, read once."""
+    return yaml.load(lock, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get("stages", {})
 
 
 def _is_current(made: dict, run: Run, profile: config.Profile) -> bool:
@@ -495,7 +502,7 @@ def _progress(run: Run, profile: config.Profile) -> Pending:
     active = engine.is_locked(folder)
     if not (folder / "status.json").is_file():
         return Pending(run, 0, 0, minutes, active)
-    status = files.read_json(folder / "status.json")
+    status = {"step": 0, "n_steps": 0, "seconds": 0.0} | files.read_json(folder / "status.json")
     step, n_steps = status["step"], status["n_steps"]
     if reason := status.get("stopped"):
         return Pending(run, step, n_steps, minutes, active, reason)
