@@ -8,7 +8,10 @@ what was used is in a run's provenance. The paths for GPUs have not been run on 
 ``environment`` must act before torch is imported, so this module imports torch only inside.
 """
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -127,17 +130,65 @@ def policy(profile: Profile, model: str, where: "torch.device") -> dict[str, str
     return {
         "where": where.type,
         "dtype": chosen["dtype"],
+        "rounded": rounds(where, chosen["dtype"]),
         "layout": chosen["layout"],
         "threads": torch.get_num_threads(),
         "fused": fused(profile.device, where),
     }
 
 
-def autocast(where: "torch.device", dtype: str) -> AbstractContextManager:
+@contextlib.contextmanager
+def autocast(where: "torch.device", dtype: str) -> Iterator[None]:
     """A context that computes convolutions in ``dtype`` (``float32`` or ``bfloat16``)."""
     import torch
 
-    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    half = torch.autocast(where.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16")
+    with half, arithmetic(where, dtype):
+        yield
+
+
+def arithmetic(where: "torch.device", dtype: str) -> AbstractContextManager:
+    """A context for networks whose weights are of ``dtype`` already.
+
+    Where a CPU has no instructions for bfloat16, its products are computed on float32 operands
+    rounded to bfloat16: the same products, summed in float32 as the instructions do. torch's own
+    way there is a reference loop, 10 to 100 times slower than float32.
+    """
+    return _rounded_operands()() if rounds(where, dtype) else contextlib.nullcontext()
+
+
+def rounds(where: "torch.device", dtype: str) -> bool:
+    """Whether ``dtype`` is computed on rounded float32 operands here, see ``arithmetic``."""
+    return dtype == "bfloat16" and where.type == "cpu" and not has_bfloat16()
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 faster than by a reference loop (oneDNN's test)."""
+    import torch
+
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@functools.cache
+def _rounded_operands() -> type[AbstractContextManager]:
+    """The context in which what autocast computes in bfloat16 takes rounded float32 operands."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    products = {torch.conv2d, torch.conv3d, torch.conv_transpose3d, torch.nn.functional.linear}
+
+    class RoundedOperands(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function not in products:
+                return function(*args, **(kwargs or {}))
+            operands = torch.utils._pytree.tree_map_only(
+                torch.Tensor, lambda v: v.bfloat16().float(), (args, kwargs or {})
+            )
+            with torch.autocast("cpu", enabled=False):
+                return function(*operands[0], **operands[1]).bfloat16()
+
+    return RoundedOperands
 
 
 def dtype(name: str) -> "torch.dtype":

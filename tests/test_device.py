@@ -122,3 +122,61 @@ def test_an_optimizer_without_counted_steps_can_be_fused():
     parameter.sum().backward()
     sgd.step()
     torch.testing.assert_close(parameter.detach(), torch.full((3,), 0.9))
+
+
+PRODUCTS = {
+    "3D": (lambda: torch.nn.Conv3d(3, 4, 3, padding=1), (2, 3, 5, 5, 5)),
+    "2D, strided": (lambda: torch.nn.Conv2d(3, 4, 5, stride=2), (2, 3, 9, 9)),
+    "transposed": (lambda: torch.nn.ConvTranspose3d(3, 4, 4, stride=2, padding=1), (2, 3, 4, 4, 4)),
+    "linear": (lambda: torch.nn.Linear(30, 4), (2, 30)),
+}
+
+
+def gradients(layer, x, context):
+    """Values, gradients, and a second derivative, as the gradient penalty takes one."""
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with context:
+        y = layer(x)
+    (by_x,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+    by_x.float().square().sum().backward()
+    return y, by_x, x.grad, *(p.grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_rounded_operands_are_bfloat16_and_not_float32(name, monkeypatch):
+    """Against torch's own bfloat16, in value, first and second derivative."""
+    build, shape = PRODUCTS[name]
+    torch.manual_seed(0)
+    layer, x, cpu = build(), torch.randn(shape), torch.device("cpu")
+    found = {}
+    for native in (True, False):
+        monkeypatch.setattr(device, "has_bfloat16", lambda native=native: native)
+        assert device.rounds(cpu, "bfloat16") is not native
+        found[native] = gradients(layer, x, device.autocast(cpu, "bfloat16"))
+    single = gradients(layer, x, device.autocast(cpu, "float32"))
+    for rounded, own, exact in zip(found[False], found[True], single, strict=True):
+        assert rounded.dtype == own.dtype
+        scale = own.float().abs().max()
+        assert (rounded - own).abs().max() < 0.02 * scale
+    assert found[False][0].dtype == torch.bfloat16 and single[0].dtype == torch.float32
+    with torch.no_grad():  # products of rounded operands, summed far more exactly, then rounded
+        closed = layer.bfloat16().double()(x.bfloat16().double()).bfloat16()
+    assert (found[False][0] == closed).float().mean() > 0.95
+    assert not torch.equal(found[False][0].float(), single[0])
+
+
+def test_networks_cast_to_bfloat16_are_rounded_too(monkeypatch):
+    monkeypatch.setattr(device, "has_bfloat16", lambda: False)
+    layer, x = torch.nn.Linear(30, 4).bfloat16(), torch.randn(2, 30).bfloat16()
+    own = layer(x)
+    with device.arithmetic(torch.device("cpu"), "bfloat16"):
+        rounded = layer(x)
+    assert rounded.dtype == own.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, own, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("where, dtype", [("cuda", "bfloat16"), ("cpu", "float32")])
+def test_nothing_is_rounded_on_other_devices_and_in_float32(monkeypatch, where, dtype):
+    monkeypatch.setattr(device, "has_bfloat16", lambda: False)
+    assert not device.rounds(torch.device(where), dtype)

@@ -25,17 +25,18 @@ def build(beyond: config.Beyond, side: int) -> winn3d.Critic:
 
 def run_chains(beyond: config.Beyond, critic: winn3d.Critic, x: Tensor, *, steps, noise) -> Tensor:
     """Preconditioned Langevin steps of voxels x (B, 1, D, D, D) on the critic's energy."""
-    return samplers.preconditioned_langevin(
-        winn3d.Climber(critic, device.dtype(beyond.dtype)).energy,
-        x,
-        lr=beyond.chain_lr,
-        momentum=beyond.momentum,
-        floor=beyond.floor,
-        sigma=beyond.sigma,
-        steps=steps,
-        noise=noise,
-        box=(-beyond.margin, 1 + beyond.margin),
-    )
+    with device.arithmetic(x.device, beyond.dtype):
+        return samplers.preconditioned_langevin(
+            winn3d.Climber(critic, device.dtype(beyond.dtype)).energy,
+            x,
+            lr=beyond.chain_lr,
+            momentum=beyond.momentum,
+            floor=beyond.floor,
+            sigma=beyond.sigma,
+            steps=steps,
+            noise=noise,
+            box=(-beyond.margin, 1 + beyond.margin),
+        )
 
 
 def start(beyond: config.Beyond, critic: winn3d.Critic, seeds: list[tuple]) -> Tensor:

@@ -44,21 +44,22 @@ def climb(
     mean=torch.mean,
 ) -> tuple[Tensor, Tensor]:
     """Climb one critic from x (B, 1, D, D, D); the shapes and the steps each took (B,)."""
-    return samplers.adam_ascent(
-        winn3d.Climber(critic, device.dtype(winn.dtype)),
-        x,
-        thresholds,
-        lr=winn.sampler_lr,
-        beta1=winn.sampler_beta1,
-        beta2=winn.sampler_beta2,
-        epsilon=winn.sampler_epsilon,
-        max_steps=winn.max_steps if max_steps is None else max_steps,
-        stop=stop,
-        box=(0.0, 1.0) if winn.clip else None,
-        noise=noise,
-        sigma=winn.sigma,
-        mean=mean,
-    )
+    with device.arithmetic(x.device, winn.dtype):
+        return samplers.adam_ascent(
+            winn3d.Climber(critic, device.dtype(winn.dtype)),
+            x,
+            thresholds,
+            lr=winn.sampler_lr,
+            beta1=winn.sampler_beta1,
+            beta2=winn.sampler_beta2,
+            epsilon=winn.sampler_epsilon,
+            max_steps=winn.max_steps if max_steps is None else max_steps,
+            stop=stop,
+            box=(0.0, 1.0) if winn.clip else None,
+            noise=noise,
+            sigma=winn.sigma,
+            mean=mean,
+        )
 
 
 def start(winn: config.Winn3d, side: int, mean: float, seeds: list) -> Tensor:
