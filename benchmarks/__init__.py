@@ -8,6 +8,7 @@ SUBJECTS = (
     "judge",
     "training",
     "energy",
+    "rounded",
     "frechet",
     "neighbours",
     "voxeliser",

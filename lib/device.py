@@ -154,7 +154,7 @@ def arithmetic(where: "torch.device", dtype: str) -> AbstractContextManager:
     rounded to bfloat16: the same products, summed in float32 as the instructions do. torch's own
     way there is a reference loop, 10 to 100 times slower than float32.
     """
-    return _rounded_operands()() if rounds(where, dtype) else contextlib.nullcontext()
+    return rounded_operands() if rounds(where, dtype) else contextlib.nullcontext()
 
 
 def rounds(where: "torch.device", dtype: str) -> bool:
@@ -170,9 +170,13 @@ def has_bfloat16() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def rounded_operands() -> AbstractContextManager:
+    """The context of ``arithmetic``: products of rounded float32 operands, rounded themselves."""
+    return _mode()()
+
+
 @functools.cache
-def _rounded_operands() -> type[AbstractContextManager]:
-    """The context in which what autocast computes in bfloat16 takes rounded float32 operands."""
+def _mode() -> type[AbstractContextManager]:
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -182,11 +186,11 @@ def _rounded_operands() -> type[AbstractContextManager]:
         def __torch_function__(self, function, types, args=(), kwargs=None):
             if function not in products:
                 return function(*args, **(kwargs or {}))
-            operands = torch.utils._pytree.tree_map_only(
+            args, kwargs = torch.utils._pytree.tree_map_only(
                 torch.Tensor, lambda v: v.bfloat16().float(), (args, kwargs or {})
             )
             with torch.autocast("cpu", enabled=False):
-                return function(*operands[0], **operands[1]).bfloat16()
+                return function(*args, **kwargs).bfloat16()
 
     return RoundedOperands
 
