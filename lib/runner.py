@@ -42,6 +42,8 @@ LANGUAGE = {
     "pygments_lexer": "ipython3",
 }
 METADATA = {"kernelspec": KERNELSPEC, "language_info": LANGUAGE}
+# A cell that begins so keeps its output, which nbval compares with what the profile smoke gives.
+CHECKED = "# NBVAL_CHECK_OUTPUT"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ADDRESS = re.compile(r"\bat 0x[0-9A-Fa-f]+")
@@ -488,6 +490,10 @@ def _keep_tags(cell) -> None:
     cell.metadata = {"tags": tags} if tags else {}
 
 
+def _is_checked(cell) -> bool:
+    return cell.source.startswith(CHECKED)
+
+
 def _merged(outputs: list) -> list:
     """Outputs without stderr and widgets; neighbouring stdout chunks become one."""
     kept = []
@@ -553,7 +559,7 @@ def few_colours(png: bytes) -> bytes:
 
 
 def strip(path: Path) -> None:
-    """Remove outputs, counts and stray metadata in place; cell ids stay.
+    """Remove outputs, counts and stray metadata in place; cell ids and checked outputs stay.
 
     A clean file is not touched. Raises StudyError when the file is missing or no notebook.
     """
@@ -563,7 +569,10 @@ def strip(path: Path) -> None:
     for cell in book.cells:
         _keep_tags(cell)
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = _merged(cell.outputs) if _is_checked(cell) else []
+            cell.execution_count = 1 if cell.outputs else None  # nbval wants one beside outputs
+            for output in cell.outputs:
+                _stabilise(output, 1, {})
     text = _dumps(book)
     if text != path.read_text(encoding="utf-8"):
         write_text(path, text)
@@ -572,9 +581,9 @@ def strip(path: Path) -> None:
 def is_clean(path: Path) -> list[str]:
     """What is wrong with a committed notebook, one line each; empty when it is clean.
 
-    Looks for outputs, counts, stray metadata, missing or repeated ids, cells over 15 lines,
-    classes, functions over 3 lines, and a parameters cell that breaks its rules. Raises StudyError
-    when the file is missing or no notebook.
+    Looks for outputs (where nbval compares, for none), counts, stray metadata, missing or repeated
+    ids, cells over 15 lines, classes, functions over 3 lines, and a parameters cell that breaks its
+    rules. Raises StudyError when the file is missing or no notebook.
     """
     path = Path(path)
     book = _read(path)
@@ -596,9 +605,11 @@ def _cell_findings(cell) -> list[str]:
     found = [f"metadata {key}" for key in sorted(set(cell.metadata) - {"tags"})]
     if cell.cell_type != "code":
         return found
-    if cell.outputs:
+    if cell.outputs and not _is_checked(cell):
         found.append("has outputs")
-    if cell.execution_count is not None:
+    if _is_checked(cell) and not cell.outputs:
+        found.append("has no output to compare; run it in the profile smoke")
+    if cell.execution_count is not None and not _is_checked(cell):
         found.append("has an execution count")
     n_lines = len(cell.source.splitlines())
     if n_lines > MAX_CELL_LINES:

@@ -344,6 +344,25 @@ def test_strip_cleans_in_place_and_keeps_ids(tmp_path):
     assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_ino == before.st_ino
 
 
+def test_outputs_that_nbval_compares_stay(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", "# NBVAL_CHECK_OUTPUT\n1 + 1", "2 + 2")
+    missing = "cell 2: has no output to compare; run it in the profile smoke"
+    assert is_clean(path) == [missing]
+    book = json.loads(path.read_text())
+    result = {"output_type": "execute_result", "metadata": {}, "execution_count": 3}
+    result["data"] = {"text/plain": ["2"]}
+    for cell in book["cells"][1:]:
+        cell |= {"outputs": [result], "execution_count": 3}
+    path.write_text(json.dumps(book))
+    strip(path)
+    assert is_clean(path) == []
+    checked, other = json.loads(path.read_text())["cells"][1:]
+    assert checked["outputs"] == [result | {"execution_count": 1}]
+    assert checked["execution_count"] == 1
+    assert other["outputs"] == [] and other["execution_count"] is None
+
+
+
 def test_is_clean_finds_what_the_house_style_forbids(tmp_path):
     short = "%matplotlib inline\ndef f(x):\n    y = x\n    return y"
     long = "def g(x):\n    y = x\n    z = y\n    return z"
