@@ -745,6 +745,19 @@ def to_judge_grid(voxels, layout="padded", judge_side=JUDGE_SIDE, threshold=0.5,
     return crop(binary, 1) if side == 32 else binary
 
 
+def extents(voxels):
+    """Voxels from the first to the last occupied one along x, y and z: bool (N, D, D, D) to (N, 3).
+
+    0 for empty grids.
+    """
+    found = []
+    for others in ((2, 3), (1, 3), (1, 2)):
+        line = voxels.any(others)
+        span = line.shape[1] - line.argmax(1) - line[:, ::-1].argmax(1)
+        found.append(span * line.any(1))
+    return np.stack(found, 1)
+
+
 def fills_grid(voxels):
     """Which shapes (N, D, D, D), bool, reach both ends of the grid along some axis, bool (N,)."""
     ends = [voxels.any(axis=others)[:, [0, -1]].all(axis=1) for others in ((2, 3), (1, 3), (1, 2))]

@@ -362,7 +362,6 @@ def test_outputs_that_nbval_compares_stay(tmp_path):
     assert other["outputs"] == [] and other["execution_count"] is None
 
 
-
 def test_is_clean_finds_what_the_house_style_forbids(tmp_path):
     short = "%matplotlib inline\ndef f(x):\n    y = x\n    return y"
     long = "def g(x):\n    y = x\n    z = y\n    return z"

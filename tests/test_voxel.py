@@ -371,6 +371,13 @@ def test_a_cube_far_from_the_origin_keeps_its_walls(offset, side):
     assert voxel.voxelize(vertices, faces, side, fill=True).all()
 
 
+def test_extents_are_those_of_the_occupied_voxels():
+    grids = np.random.default_rng(0).random((30, 6, 6, 6)) < 0.01
+    assert not grids.any((1, 2, 3)).all()
+    expected = [np.ptp(np.argwhere(g), axis=0) + 1 if g.any() else (0, 0, 0) for g in grids]
+    np.testing.assert_array_equal(voxel.extents(grids), expected)
+
+
 def test_which_shapes_fill_their_grids():
     grids = np.zeros((4, 6, 6, 6), bool)
     grids[0, :, 2, 2] = True
