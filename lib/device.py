@@ -167,7 +167,8 @@ def has_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 faster than by a reference loop (oneDNN's test)."""
     import torch
 
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    available = torch.backends.mkldnn.is_available()
+    return available and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def rounded_operands() -> AbstractContextManager:
