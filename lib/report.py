@@ -1,6 +1,7 @@
 """Tables of results: one number a row, written by table notebooks and joined by 90_report."""
 
 import io
+import itertools
 import math
 import re
 import subprocess
@@ -35,6 +36,7 @@ TITLES = {
 }
 # Tables over all ten categories, whatever categories a profile generates.
 WHOLE = ("supervised", "unsupervised", "adversarial")
+LOWER_IS_BETTER = {"inception": False, "fid": True, "class_probability": False}
 DECIMALS = {"inception": 2, "fid": 0}  # 3 elsewhere
 
 
@@ -301,6 +303,29 @@ def against_anchors(found: pd.DataFrame, metric: str = "kid") -> pd.DataFrame:
         out.append(line)
     columns = ["row", "category", metric]
     return pd.DataFrame(out, columns=None if out else columns).set_index(columns[:2])
+
+
+def against_papers(found: pd.DataFrame) -> pd.DataFrame:
+    """Do trained cells stand in the order of the papers' figures? yes, no, or undecided.
+
+    Every pair of a category in tables 2 to 4 that the papers order, at every threshold. Undecided
+    where intervals overlap. Only orders can be compared: the papers' judge was another.
+    """
+    trained = found[(found["run_ids"] != "") & (found["value"] != "")]
+    quoted = trained[(trained["headline"].astype(str) == "1") & (trained["published"] != "")]
+    place = ["table", "category", "row", "metric", "reference", "n_samples"]
+    papers = quoted[quoted["table"].isin(LOWER_IS_BETTER)][[*place, "published"]]
+    cells = trained.drop(columns="published").merge(papers, on=place)
+    columns = ["table", "category", "better in the paper", "than", "here", "value", "other value"]
+    out = []
+    for (name, category), group in cells.groupby(["table", "category"], sort=False):
+        for a, b in itertools.permutations(labelled(group).itertuples(), 2):
+            low, high = (a, b) if LOWER_IS_BETTER[name] else (b, a)
+            if float(low.published) < float(high.published):
+                verdict = _below(*((c.value, c.low, c.high) for c in (low, high)))
+                pair = (f"{c.row} ({float(c.published):g})" for c in (a, b))
+                out.append((name, category, *pair, verdict, float(a.value), float(b.value)))
+    return pd.DataFrame(out, columns=columns).set_index(columns[:2])
 
 
 def _below(own: tuple[str, str, str], other: tuple[str, str, str] | None) -> str:

@@ -196,6 +196,48 @@ def test_beating_an_anchor_needs_intervals_apart():
     assert line["below PCA-Gaussian"] == ""
 
 
+def test_orders_of_the_papers_need_intervals_apart():
+    def fid(name, low, high, **other):
+        found = Estimate((low + high) / 2, low, high)
+        return row(name, metric="fid", reference="test", estimate=found) | other
+
+    rows = [
+        fid("3DWINN", 2, 3),  # 225 in the paper
+        fid("3D DescriptorNet", 2.5, 4),  # 490
+        fid("3D-GAN", 0, 1),  # 469
+        fid("loose", 5, 6),
+        fid("3D-VAE", 7, 8),  # no figure in this table
+        fid("3D-GAN", 9, 10, n_samples=7, headline=0),  # another n is another quantity
+    ]
+    runs = {r["row"]: [f"study-{r['row']}-chair-s0"] for r in rows}
+    found = table(rows, "study", "fid", run_ids=runs, variants={"loose": ("3D-GAN", 0.1)})
+    orders = report.against_papers(found.astype(str)).loc[("fid", "chair")]
+    verdicts = {
+        (line.better.split(" (")[0], line.than.split(" (")[0]): line.here
+        for line in orders.rename(columns={"better in the paper": "better"}).itertuples()
+    }
+    assert verdicts == {
+        ("3DWINN", "3D DescriptorNet"): "undecided",
+        ("3DWINN", "3D-GAN"): "no",
+        ("3DWINN", "3D-GAN, above 0.1"): "yes",
+        ("3D-GAN", "3D DescriptorNet"): "yes",
+        ("3D-GAN, above 0.1", "3D DescriptorNet"): "no",
+    }
+
+
+def test_of_probabilities_the_higher_is_the_better():
+    rows = [  # .9938 and .97 in the paper
+        row("3DWINN", estimate=Estimate(0.5, 0.4, 0.6)),
+        row("3D-GAN", estimate=Estimate(0.8, 0.7, 0.9)),
+    ]
+    runs = {r["row"]: [f"study-{r['row']}-chair-s0"] for r in rows}
+    found = table(rows, "study", "class_probability", run_ids=runs).astype(str)
+    (line,) = report.against_papers(found).itertuples(index=False)
+    assert line[:3] == ("3DWINN (0.9938)", "3D-GAN (0.97)", "no")
+    untrained = table(rows, "study", "class_probability").astype(str)
+    assert not len(report.against_papers(untrained))
+
+
 @pytest.mark.parametrize(
     "column, value, said",
     [
