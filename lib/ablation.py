@@ -10,21 +10,24 @@ import numpy as np
 import pandas as pd
 
 from lib import config, data, device, figures, paths
-from lib.train import engine, runs, winn3d
+from lib.train import engine, introspective, runs, winn3d
+
+MODELS = {"winn3d": winn3d.MODEL, "introspective": introspective.MODEL}
 
 
 def compare(
-    profile: config.Profile, readings: dict[str, dict], seed: int = 0
+    profile: config.Profile, readings: dict[str, dict], seed: int = 0, model: str = "winn3d"
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Train 3DWINN once a reading: the logs, one line an iteration, and the last shapes of each.
 
-    readings: name -> changed keys of the section ``winn3d``; all share the budget of the section
-    ``ablation``. A reading that diverges ends there, with the reason in the column ``diverged``.
-    Shapes are bool (n, D, D, D). Complete readings are taken up as they are.
+    model: ``winn3d``, or ``introspective``, the supervised one, on a few shapes of all categories
+    and with a line an epoch. readings: name -> changed keys of the model's section; all share the
+    budget of the section ``ablation``. A reading that diverges ends there, with the reason in the
+    column ``diverged``. Shapes are bool (n, D, D, D). Complete readings are taken up as they are.
     """
     logs, shapes = [], {}
     for name, changes in readings.items():
-        log, grids = _train(profile, changes, seed)
+        log, grids = _train(profile, model, changes, seed)
         logs.append(log.assign(reading=name))
         shapes[name] = grids
     return pd.concat(logs, ignore_index=True), shapes
@@ -33,6 +36,7 @@ def compare(
 def pictures(log: pd.DataFrame, shapes: dict[str, np.ndarray], path: Path) -> list:
     """The curves and the newest shapes of each reading as two figures, saved beside ``path``."""
     columns = ["gap", "sampler_steps", "occupancy"]
+    columns += [c for c in ("validation_error",) if c in log]
     drawn = {
         "curves": figures.curves(log, columns, by="reading"),
         "shapes": figures.gallery({name: grids[:8] for name, grids in shapes.items()}),
@@ -42,14 +46,13 @@ def pictures(log: pd.DataFrame, shapes: dict[str, np.ndarray], path: Path) -> li
     return list(drawn.values())
 
 
-def _train(profile: config.Profile, changes: dict, seed: int) -> tuple[pd.DataFrame, np.ndarray]:
-    budget = dataclasses.asdict(profile.ablation)
-    category = budget.pop("category")
-    budget["snapshots"] = 0
-    changed = config.with_changes(profile, winn3d=budget | changes)
-    split = data.load_train(profile.data).category(category)
-    task = winn3d.MODEL.task(changed, split, seed, device.pick(profile.device))
-    folder = paths.CHECKPOINTS / f"ablation-{_key(changed, category, seed)}"
+def _train(
+    profile: config.Profile, model: str, changes: dict, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    budget, split = _budget(profile, model)
+    changed = config.with_changes(profile, **{model: budget | changes})
+    task = MODELS[model].task(changed, split, seed, device.pick(profile.device))
+    folder = paths.CHECKPOINTS / f"ablation-{_key(changed, model, split, seed)}"
     reason = ""
     with engine.lock(folder):
         try:
@@ -58,8 +61,21 @@ def _train(profile: config.Profile, changes: dict, seed: int) -> tuple[pd.DataFr
             reason = str(error)
     log = _log(folder).assign(diverged=reason)
     log["gap"] = log["f_real"] - log["f_pool"]
-    newest = task.buffers["pool"][-budget["new"] :, 0]
+    pool = task.buffers["pool"]
+    newest = pool[-budget["new"] :, 0] if model == "winn3d" else pool[:, -1]
     return log, winn3d.from_bytes(newest).numpy() > profile.evaluation.threshold
+
+
+def _budget(profile: config.Profile, model: str) -> tuple[dict, data.Split]:
+    """Keys of the model's section that all readings share, and the shapes they train on."""
+    budget, split = dataclasses.asdict(profile.ablation), data.load_train(profile.data)
+    category, shapes, epochs = (budget.pop(name) for name in ("category", "shapes", "epochs"))
+    if model == "winn3d":
+        return budget | {"snapshots": 0}, split.category(category)
+    kept = split.validation.copy()
+    for label in range(len(config.CATEGORIES)):
+        kept[np.flatnonzero((split.labels == label) & ~split.validation)[:shapes]] = True
+    return {"epochs": epochs, "cascades": 1, "max_steps": budget["max_steps"]}, split.where(kept)
 
 
 def _log(folder: Path) -> pd.DataFrame:
@@ -70,7 +86,8 @@ def _log(folder: Path) -> pd.DataFrame:
     return log.reindex(columns=log.columns.union(columns, sort=False))
 
 
-def _key(changed: config.Profile, category: str, seed: int) -> str:
-    parts = [config.section(changed, "winn3d"), category, seed, changed.data.side]
-    parts += [data.card(changed.data)["hash"], runs.syntax_hash("winn3d")]
+def _key(changed: config.Profile, model: str, split: data.Split, seed: int) -> str:
+    shapes = hashlib.sha256(split.ids.tobytes() + split.labels.tobytes()).hexdigest()
+    parts = [model, config.section(changed, model), shapes, seed, changed.data.side]
+    parts += [data.card(changed.data)["hash"], runs.syntax_hash(model)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

@@ -78,6 +78,7 @@ POSITIVE = {
     + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
     + ("part_starts", "slices", "surface_shapes"),
     "features": ("c", "draws", "pca", "epochs", "epoch_lr"),
+    "ablation": ("shapes", "epochs"),
     "gan_ablation": ("pool", "steps", "lr_generator", "lr_discriminator", "updates", "every")
     + ("decay", "latent_std"),
     "vaegan3d": ("z_dim", "base", "image", "views", "init_std", "steps", "lr_encoder")
@@ -461,7 +462,10 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d."""
+    """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d.
+
+    ``shapes`` (of a category) and ``epochs`` are those of the supervised network.
+    """
 
     category: str
     cascades: int
@@ -471,6 +475,8 @@ class Ablation:
     new: int
     new_last: int
     max_steps: int
+    shapes: int
+    epochs: int
 
 
 @dataclass(frozen=True)

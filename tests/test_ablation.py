@@ -1,8 +1,9 @@
 """Ablations: one budget, one difference, and a divergence that is told rather than hidden."""
 
+import numpy as np
 import pytest
 
-from lib import ablation, paths
+from lib import ablation, data, paths
 from lib.errors import StudyError
 from lib.train import winn3d
 
@@ -22,6 +23,23 @@ def test_a_reading_that_diverges_says_why_and_the_others_go_on(workspace, smoke,
     log, _ = ablation.compare(smoke, {"wild": {"init_std": 0.5}})
     assert "the critic diverged: f_" in log["diverged"].iloc[-1]
     assert len(log) == 1 and log["gap"].isna().all()
+
+
+def test_the_supervised_network_has_its_readings(workspace, smoke):
+    readings = {"inside": {}, "outside": {"penalty_in_alpha": False}}
+    log, shapes = ablation.compare(smoke, readings, model="introspective")
+    inside, outside = (rows.set_index("step") for _, rows in log.groupby("reading"))
+    assert len(inside) == len(outside) == smoke.ablation.epochs
+    assert (inside["penalty"] != outside["penalty"]).iloc[-1]
+    assert inside["validation_error"].between(0, 1).all()
+    assert {grids.shape for grids in shapes.values()} == {(10, 24, 24, 24)}
+    split = data.load_train(smoke.data)
+    budget, few = ablation._budget(smoke, "introspective")
+    counts = np.bincount(few.labels[~few.validation])
+    assert (
+        counts == smoke.ablation.shapes
+    ).all() and few.validation.sum() == split.validation.sum()
+    assert budget["epochs"] == smoke.ablation.epochs
 
 
 def test_pictures_are_written(workspace, smoke):
