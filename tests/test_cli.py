@@ -211,7 +211,10 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         ),
         (("train", "gan3d", "--category", "lamp", "--profile", "smoke"), "no category 'lamp'"),
         (("train", "judge", *GAN[1:]), "the judge is trained on all categories"),
-        (("train", *GAN[:-1], "big"), "no profile 'big'; choose one of lite, quick, smoke, study"),
+        (
+            ("train", *GAN[:-1], "big"),
+            "no profile 'big'; choose one of lite, paper, quick, smoke, study",
+        ),
         (("prepare", "--profile", "nope"), "no profile 'nope'"),
         (("prepare", "--profile", "study"), "modelnet10.npz is missing; run `python -m lib fetch`"),
         (("train", "gan3d", "--category", "chair", "--profile", "quick"), "prepared/furniture is"),

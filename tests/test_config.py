@@ -52,7 +52,7 @@ def refusal(name):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["smoke", "quick", "lite", "study"])
+@pytest.mark.parametrize("name", ["smoke", "quick", "lite", "study", "paper"])
 def test_every_profile_loads(name):
     profile = config.load(name)
     assert profile.name == name
@@ -60,8 +60,26 @@ def test_every_profile_loads(name):
     assert config.load(profile.judge.profile).judge == profile.judge
 
 
-def test_the_four_profiles_are_all():
-    assert config.available() == ["lite", "quick", "smoke", "study"]
+def test_the_five_profiles_are_all():
+    assert config.available() == ["lite", "paper", "quick", "smoke", "study"]
+
+
+def test_the_profile_paper_is_printed_and_study_says_what_it_changed():
+    """Values of Wu et al. 2016, Xie et al. 2018 and Huang et al. 2019."""
+    paper, study = config.load("paper"), config.load("study")
+    assert paper.data == study.data and paper.judge == study.judge and paper.wanted == {}
+    assert (paper.gan64.lr_generator, paper.gan64.lr_discriminator) == (2.5e-3, 1e-5)
+    assert paper.gan64.saturating and paper.gan64.batch == 100 and paper.gan64.latent == "uniform"
+    assert (paper.desnet3d.steps, paper.desnet3d.lr, paper.desnet3d.restart) == (3000, 0.01, 0)
+    critic, supervised = paper.winn3d, paper.introspective
+    assert (critic.lr, critic.batch, critic.penalty) == (1e-4, 128, 10)
+    assert (critic.sampler_lr, critic.sampler_beta1, critic.sampler_beta2) == (0.005, 0.8, 0)
+    assert (supervised.lr, supervised.sampler_lr, supervised.sampler_beta2) == (2e-5, 0.002, 0.9)
+    assert critic.centre == "batch" and not supervised.penalty_in_alpha
+    assert paper.baseline.lr == 2e-5 and paper.baseline.schedule == "constant"
+    for model in config.LAYOUTS:
+        if model != "judge":
+            assert getattr(paper, model).dtype == "float32", model
 
 
 def test_lite_and_study_share_data_and_judge():
@@ -72,11 +90,11 @@ def test_lite_and_study_share_data_and_judge():
 
 
 def test_smoke_and_quick_are_deterministic_and_the_others_are_not():
-    assert [config.load(n).device.deterministic for n in config.available()] == [0, 1, 1, 0]
+    assert [config.load(n).device.deterministic for n in config.available()] == [0, 0, 1, 1, 0]
 
 
 def test_unknown_profile_lists_the_known():
-    assert refusal("big") == "no profile 'big'; choose one of lite, quick, smoke, study"
+    assert refusal("big") == "no profile 'big'; choose one of lite, paper, quick, smoke, study"
     assert "no profile '../study'" in refusal("../study")
     assert "no profile 'runs'" in refusal("runs")
 
