@@ -246,7 +246,7 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
             ("sample", "voxnet", "--category", "all", "--profile", "smoke", "--out", "{tmp}/x.npz"),
             "voxnet draws no shapes; choose a model that does",
         ),
-        (("check", "--profile", "bogus"), "no profile 'bogus'; choose one of lite, quick"),
+        (("check", "--profile", "bogus"), "no profile 'bogus'; choose one of lite, paper, quick"),
         (
             ("evaluate", "{tmp}/none.npz", "--category", "chair", "--profile", "smoke"),
             "no such file",
