@@ -208,3 +208,32 @@ def test_the_first_epoch_is_the_closed_form():
     scores = -0.1 * (x @ np.sign(gradient @ x).T + np.sign(gradient.sum(1).round(6)))
     answers = linear.softmax_epochs(x, labels, x, 1, 0.1)[0]
     assert (answers == scores.argmax(1)).mean() > 0.98
+
+
+@pytest.mark.parametrize("c", [0.001, 0.1])
+def test_features_of_large_magnitude_reach_their_minimum(c):
+    """Halved steps once needed more than a hundred of them here, and rounding hid the last."""
+    draw = np.random.default_rng(0)
+    x = draw.random((300, 400)) ** 8 * draw.random(400) * 1e4
+    sign = np.where(draw.random(300) < 0.3, 1.0, -1.0)
+    kernel = linear.gram(x, x)
+    a = linear.squared_hinge(kernel, sign, c, np.zeros(300))
+    slack = np.maximum(0, 1 - sign * (kernel @ a))
+    np.testing.assert_allclose(a, 2 * c * sign * slack, atol=2 * c * linear.ROUNDED)
+
+
+def test_a_step_ends_where_the_loss_is_lowest():
+    draw = np.random.default_rng(1)
+    x, sign = draw.normal(size=(40, 5)), draw.choice([-1.0, 1.0], 40)
+    kernel, c = linear.gram(x, x), 0.7
+    a, d = draw.normal(size=(2, 40)) / 40
+
+    def loss(t):
+        f = kernel @ (a + t * d)
+        return (a + t * d) @ f / 2 + c * np.square(np.maximum(0, 1 - sign * f)).sum()
+
+    if (loss(1e-6) - loss(0)) > 0:
+        d = -d
+    t = linear._line_search((a, kernel @ a), (d, kernel @ d), sign, c)
+    assert t > 0
+    assert loss(t) <= min(loss(t * (1 + e)) for e in (-1e-4, 1e-4, -0.1, 0.1, 1))
