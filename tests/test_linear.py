@@ -212,7 +212,7 @@ def test_the_first_epoch_is_the_closed_form():
 
 @pytest.mark.parametrize("c", [0.001, 0.1])
 def test_features_of_large_magnitude_reach_their_minimum(c):
-    """Halved steps once needed more than a hundred of them here, and rounding hid the last."""
+    """Products of up to 1e10 and more: the step is damped, and rounding hides the last digits."""
     draw = np.random.default_rng(0)
     x = draw.random((300, 400)) ** 8 * draw.random(400) * 1e4
     sign = np.where(draw.random(300) < 0.3, 1.0, -1.0)
