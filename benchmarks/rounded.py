@@ -1,5 +1,6 @@
 """bfloat16 on a CPU without instructions for it: rounded operands, beside torch's own way"""
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -22,12 +23,9 @@ def gradient(channels: int, side: int, batch: int, rounded: bool) -> Callable[[]
 
     def compute() -> np.ndarray:
         layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            if rounded:
-                with device.rounded_operands():
-                    y = layer(x)
-            else:
-                y = layer(x)
+        ours = device.rounded_operands() if rounded else contextlib.nullcontext()
+        with torch.autocast("cpu", torch.bfloat16), ours:
+            y = layer(x)
         y.float().square().mean().backward()
         return layer.weight.grad.numpy()
 

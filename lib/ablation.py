@@ -12,6 +12,7 @@ import pandas as pd
 from lib import config, data, device, figures, paths
 from lib.train import engine, introspective, runs, winn3d
 
+# Named here rather than looked up, so that the pipeline sees what a reading depends on.
 MODELS = {"winn3d": winn3d.MODEL, "introspective": introspective.MODEL}
 
 
@@ -36,7 +37,8 @@ def compare(
 def pictures(log: pd.DataFrame, shapes: dict[str, np.ndarray], path: Path) -> list:
     """The curves and the newest shapes of each reading as two figures, saved beside ``path``."""
     columns = ["gap", "sampler_steps", "occupancy"]
-    columns += [c for c in ("validation_error",) if c in log]
+    if "validation_error" in log:
+        columns.append("validation_error")
     drawn = {
         "curves": figures.curves(log, columns, by="reading"),
         "shapes": figures.gallery({name: grids[:8] for name, grids in shapes.items()}),

@@ -107,7 +107,7 @@ def task(profile: config.Profile) -> Task:
 def feature_runs(profile: config.Profile) -> list[runs.Run]:
     """The trained run of every model with features: of all categories, else of chairs alone.
 
-    First seeds only. Weights of these runs travel, so the table does not depend on the machine.
+    First seeds only. A run whose weights are not here has no row; the store does not carry all.
     """
     found = {}
     for run in evaluate.trained_runs(profile):

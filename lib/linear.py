@@ -52,9 +52,9 @@ def squared_hinge(kernel: np.ndarray, sign: np.ndarray, c: float, a: np.ndarray)
 
     The linear SVM with L2 penalty and squared hinge, by Newton's method (Chapelle 2007, Neural
     Computation 19, 1155-1178): were S the shapes within the margin, a would be
-    (K_SS + I / 2C)^-1 y_S on S and 0 elsewhere. Where S is that again, the minimum is reached; a
-    step goes as far as the loss falls. StudyError after ``MOST_STEPS``. kernel:
-    ``gram`` of the training shapes with themselves; sign: y (N,) in {-1, 1}; a: where to start.
+    (K_SS + I / 2C)^-1 y_S on S and 0 elsewhere. Where S is that of the step before, the minimum is
+    reached; a step goes as far as the loss falls. kernel: ``gram`` of the training shapes with
+    themselves; sign: y (N,) in {-1, 1}; a: where to start. StudyError after ``MOST_STEPS``.
     """
     f = kernel @ a
     for _ in range(MOST_STEPS):
@@ -122,6 +122,7 @@ def _line_search(here: tuple, step: tuple, sign: np.ndarray, c: float) -> float:
     offsets = offset - np.cumsum(2 * c * leaving * (gap * rate)[crossing])
     slopes = slope + np.cumsum(2 * c * leaving * np.square(rate[crossing]))
     offsets, slopes = np.append(offset, offsets), np.append(slope, slopes)
+    slopes = np.maximum(slopes, np.finfo(float).tiny)  # above 0, whatever rounding left
     ends = np.append(place[crossing], np.inf)
     piece = np.flatnonzero(-offsets <= ends * slopes)[0]
     return float(-offsets[piece] / slopes[piece])

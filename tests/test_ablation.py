@@ -36,9 +36,8 @@ def test_the_supervised_network_has_its_readings(workspace, smoke):
     split = data.load_train(smoke.data)
     budget, few = ablation._budget(smoke, "introspective")
     counts = np.bincount(few.labels[~few.validation])
-    assert (
-        counts == smoke.ablation.shapes
-    ).all() and few.validation.sum() == split.validation.sum()
+    assert (counts == smoke.ablation.shapes).all()
+    assert few.validation.sum() == split.validation.sum()
     assert budget["epochs"] == smoke.ablation.epochs
 
 
