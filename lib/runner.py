@@ -6,7 +6,6 @@ killed takes its kernel with it, so that a second pipeline never meets a first w
 """
 
 import ast
-import base64
 import contextlib
 import copy
 import ctypes
@@ -518,9 +517,6 @@ def _stabilise(output, count: int, names: dict[str, str]) -> None:
         data[mime] = _stable_text(data[mime])
     if "text/html" in data:
         data["text/html"] = _numbered_names(data["text/html"], names)
-    if "image/png" in data:
-        png = few_colours(base64.b64decode(data["image/png"]))
-        data["image/png"] = base64.b64encode(png).decode()
 
 
 def _stable_text(text: str) -> str:
@@ -536,23 +532,6 @@ def _numbered_names(html: str, names: dict[str, str]) -> str:
         return names.setdefault(name, fixed)
 
     return RANDOM_NAME.sub(number, html)
-
-
-def few_colours(png: bytes) -> bytes:
-    """The same picture in at most 256 colours, where that is smaller.
-
-    Figures of few hues lose nothing that can be seen and take a third of the bytes, which the
-    artifact store counts. A picture that can be seen through stays as it is.
-    """
-    from PIL import Image
-
-    with Image.open(io.BytesIO(png)) as picture:
-        if picture.convert("RGBA").getextrema()[3] != (255, 255):
-            return png
-        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    few.save(buffer, format="png", optimize=True)
-    return min(buffer.getvalue(), png, key=len)
 
 
 # Committed notebooks

@@ -4,9 +4,10 @@ The measure is that of Girdhar et al. (2016): average precision over the voxels 
 one number a photograph, averaged over the photographs of a category.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,14 @@ def rendered(
     return Exam(title, pictures[kept], rows, truths[kept], of)
 
 
+def redrawn(profile: config.Profile, exam: Exam) -> Exam:
+    """The same objects in rendered views, one for each picture: the look of training."""
+    grids = _to_model_grid(exam.truths, profile.data.side)[exam.model]
+    names = [("redrawn", int(m), k) for k, m in enumerate(exam.model)]
+    pictures = views(grids, names, profile.vaegan3d.image)
+    return replace(exam, name="renderings of their models", pictures=pictures)
+
+
 def views(grids: np.ndarray, names: list[tuple], side: int) -> Tensor:
     """Rendered pictures as uint8 (N, 3, side, side)."""
     parts = [
@@ -126,6 +135,13 @@ def to_grid(shapes: np.ndarray) -> np.ndarray:
     for axis in (1, 2, 3):
         out = np.moveaxis(np.tensordot(out, weights, (axis, 1)), -1, axis)
     return np.clip(out, 0, 1)
+
+
+def _to_model_grid(truths: np.ndarray, side: int) -> np.ndarray:
+    """Grids bool (N, 20, 20, 20) on the model grid (N, D, D, D), its 24 voxels by their centres."""
+    rows = ((np.arange(24) + 0.5) * SIDE / 24).astype(int)
+    inner = truths[:, rows][:, :, rows][:, :, :, rows]
+    return np.pad(inner, [(0, 0), *[((side - 24) // 2,) * 2] * 3])
 
 
 def _area_weights(n: int, m: int) -> np.ndarray:
@@ -321,7 +337,10 @@ def run_ids(profile: config.Profile) -> dict[str, list[str]]:
 
 
 def gap(exams: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Mean aligned average precision a row on each exam, over the categories that both have."""
+    """Mean aligned average precision a row on each exam, and what each adds to the one before.
+
+    Over the categories that all exams have.
+    """
     common = set.intersection(*(set(found["category"]) for found in exams.values()))
     columns = {}
     for name, found in exams.items():
@@ -329,9 +348,8 @@ def gap(exams: dict[str, pd.DataFrame]) -> pd.DataFrame:
         by_category = part.groupby(["row", "category"], sort=False)[ALIGNED].mean()
         columns[name] = by_category.groupby("row", sort=False).mean()
     out = pd.DataFrame(columns)
-    first, *others = columns
-    for other in others:
-        out[f"{other} - {first}"] = out[other] - out[first]
+    for name, after in itertools.pairwise(columns):
+        out[f"{after} - {name}"] = out[after] - out[name]
     return out
 
 
@@ -367,21 +385,26 @@ def reconstruction_table(
 
 
 def in_words(found: pd.DataFrame) -> str:
-    """What the oracle adds, and which rows beat both answers that do not look, from table rows."""
-    value = found[found["category"] == "all"].set_index(["metric", "row"])["value"].astype(float)
-    added = (value[ALIGNED] - value[PLAIN]).round(3)
-    names = ("mean shape", "nearest neighbour (pixels)")
-    best = max(names, key=lambda name: value[ALIGNED, name])
-    above = [
-        row
-        for row in value[ALIGNED].index
-        if row not in names and value[ALIGNED, row] > value[ALIGNED, best]
-    ]
-    return (
+    """What the oracle adds, and where rows beat both answers that do not look, from table rows."""
+    value = found.set_index(["metric", "row", "category"])["value"].astype(float)
+    value = value.loc[[PLAIN, ALIGNED]].unstack().drop(columns=list(ABSENT), errors="ignore")
+    blind = ["mean shape", "nearest neighbour (pixels)"]
+    added = (value.loc[ALIGNED, "all"] - value.loc[PLAIN, "all"]).round(3)
+    best = value.loc[ALIGNED, "all"][blind].idxmax()
+    out = [
         f"The oracle adds {added.min():.3f} to {added.max():.3f}. Of the answers without a network "
-        f"the better is the {best} ({value[ALIGNED, best]:.3f}, aligned); above it: "
-        f"{', '.join(above) or 'none of the others'}."
-    )
+        f"the better is the {best} ({value.loc[(ALIGNED, best), 'all']:.3f}, aligned)."
+    ]
+    by_category = value.drop(columns="all")
+    for row in value.loc[ALIGNED].index.difference(blind, sort=False):
+        where = []
+        for metric, how in ((ALIGNED, "aligned"), (PLAIN, "as it is")):
+            level = by_category.loc[metric]
+            above = level.columns[level.loc[row] > level.loc[blind].max()]
+            names = f" ({', '.join(above)})" if len(above) else ""
+            where.append(f"{len(above)} of {level.loc[row].count()} categories {how}{names}")
+        out.append(f"{row} is above both in {' and in '.join(where)}.")
+    return "\n".join(out)
 
 
 def look(profile: config.Profile, exam: Exam, answers: dict[str, np.ndarray], n: int = 8):

@@ -1,10 +1,12 @@
 """Pictures: faces and their order, sizes, byte stability, bad input."""
 
+import io
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from lib import figures
 from lib.errors import StudyError
@@ -486,3 +488,27 @@ def test_label_curves_name_what_is_missing():
         figures.label_curves(shares_table().drop(columns="share"))
     with pytest.raises(StudyError, match="label_curves: the table has no rows"):
         figures.label_curves(shares_table()[:0])
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_pictures_keep_their_looks_in_fewer_bytes():
+    picture = figures.gallery({"noise": np.random.default_rng(0).random((4, 12, 12, 12)) < 0.3})
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=figures.DPI)
+    full, few = buffer.getvalue(), figures.png_bytes(picture)
+    assert len(few) < len(full) / 2
+    was, shown = (np.asarray(Image.open(io.BytesIO(p)).convert("RGB"), int) for p in (full, few))
+    assert np.abs(shown - was).mean() < 2 and np.abs(shown - was).max() < 64
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) <= 256
+    assert figures.few_colours(few) == few
+
+
+def test_pictures_that_can_be_seen_through_or_are_small_stay():
+    clear = Image.fromarray(np.zeros((20, 20, 4), np.uint8))
+    plain = Image.fromarray(np.zeros((4, 4), np.uint8)).convert("1")
+    for picture in (clear, plain):
+        buffer = io.BytesIO()
+        picture.save(buffer, "png", optimize=True)
+        assert figures.few_colours(buffer.getvalue()) == buffer.getvalue()

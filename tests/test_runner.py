@@ -9,12 +9,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
-from lib import figures, runner
+from lib import runner
 from lib.errors import StudyError
 from lib.paths import CODE
 from lib.runner import execute, is_clean, parameter_names, strip
@@ -394,32 +392,6 @@ def test_random_names_are_numbered_consistently():
     uuid = "00000000-0000-4000-8000-000000000001"
     assert fixed == f'<div id="{uuid}"> T_00002_row0 T_00002 4f0c3b1e'
     assert runner._numbered_names("T_12ab3_x", names) == "T_00002_x"  # as in an earlier cell
-
-
-def test_pictures_keep_their_looks_in_fewer_bytes():
-    shapes = np.random.default_rng(0).random((4, 12, 12, 12)) < 0.3
-    full = figures.png_bytes(figures.gallery({"noise": shapes}))
-    few = runner.few_colours(full)
-    assert len(few) < len(full) / 2
-    was, shown = (np.asarray(Image.open(io.BytesIO(p)).convert("RGB"), int) for p in (full, few))
-    assert np.abs(shown - was).mean() < 2 and np.abs(shown - was).max() < 64
-    assert len(np.unique(shown.reshape(-1, 3), axis=0)) <= 256
-    assert runner.few_colours(few) == few
-
-
-def test_pictures_that_can_be_seen_through_or_are_small_stay():
-    clear = np.zeros((20, 20, 4), np.uint8)
-    assert runner.few_colours(png(clear)) == png(clear)
-    plain = Image.fromarray(np.zeros((4, 4), np.uint8)).convert("1")
-    buffer = io.BytesIO()
-    plain.save(buffer, "png", optimize=True)
-    assert runner.few_colours(buffer.getvalue()) == buffer.getvalue()
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
 
 
 def test_memory_addresses_and_the_repository_path_are_cut():

@@ -44,6 +44,19 @@ def test_a_box_that_fills_its_grid_fills_the_pooled_grid():
     assert (pooled[:, :, :10] == 1).all() and (pooled[:, :, 10:] == 0).all()
 
 
+@pytest.mark.parametrize("side", [24, 32])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_grid_comes_back_from_the_model_grid(side, axis):
+    """Slabs across one axis, exactly: of every voxel of 20 the larger part is its own."""
+    slabs = np.random.default_rng(axis).random((5, 20)) < 0.4
+    truths = np.broadcast_to(
+        slabs.reshape([5, *[20 if a == axis else 1 for a in range(3)]]), (5, 20, 20, 20)
+    )
+    on_grid = single_image._to_model_grid(truths, side)
+    assert on_grid.shape == (5, side, side, side) and on_grid.dtype == bool
+    assert ((single_image.to_grid(on_grid) >= 0.5) == truths).all()
+
+
 def test_photographs_are_made_square_by_their_edge():
     picture = np.zeros((10, 20, 3), np.uint8)
     picture[0], picture[-1] = (200, 0, 0), (0, 0, 90)
@@ -109,6 +122,36 @@ def test_rows_name_what_was_shown(smoke):
     assert "photographs" in report.table_page(table)
 
 
+def test_the_gap_is_told_step_by_step():
+    """In the categories that all have: the bed, which the second lacks, is left out."""
+    first = frame([("a", "chair", 0, 0, 0.0, 0.2), ("a", "bed", 1, 1, 0.0, 0.9)])
+    second = frame([("a", "chair", 0, 0, 0.0, 0.5)])
+    third = frame([("a", "chair", 0, 0, 0.0, 0.6), ("a", "bed", 1, 1, 0.0, 0.1)])
+    gap = single_image.gap({"one": first, "two": second, "three": third}).loc["a"]
+    assert gap.to_dict() == pytest.approx(
+        {"one": 0.2, "two": 0.5, "three": 0.6, "two - one": 0.3, "three - two": 0.1}
+    )
+
+
+def test_words_count_the_categories_in_which_a_row_is_above_both(smoke):
+    lines = []
+    for row, chair, bed in (
+        ("mean shape", 0.3, 0.5),
+        ("nearest neighbour (pixels)", 0.4, 0.2),
+        ("3D-VAE-GAN", 0.45, 0.4),
+    ):
+        lines += [(row, "chair", 0, 0, chair - 0.1, chair), (row, "bed", 1, 1, bed - 0.2, bed)]
+        lines += [(row, "bookcase", 2, 2, 0.0, 1.0)]
+    table = report.table(
+        "ikea", smoke, list(single_image.rows(smoke, {"photographs": frame(lines)})), judge=""
+    )
+    said = single_image.in_words(table)
+    assert "The oracle adds 0.150 to 0.150" in said
+    assert "the better is the mean shape (0.400, aligned)" in said
+    above = "1 of 2 categories aligned (chair) and in 1 of 2 categories as it is (chair)"
+    assert f"3D-VAE-GAN is above both in {above}." in said
+
+
 # ---------------------------------------------------------------- a whole exam
 
 
@@ -129,6 +172,10 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
     assert "standing for photographs" in exam.name and exam.name != other.name
     assert (exam.truths == other.truths).all()
     assert not torch.equal(exam.pictures, other.pictures)
+    again = single_image.redrawn(small, exam)
+    assert (again.truths == exam.truths).all() and (again.model == exam.model).all()
+    assert again.pictures.shape == exam.pictures.shape
+    assert not torch.equal(again.pictures, exam.pictures)
     answers = single_image.predictions(small, exam)
     assert list(answers) == [
         "mean shape",
