@@ -27,6 +27,8 @@ FILLED = 0.25  # a voxel of a rendered shape's 20^3 truth is occupied from this 
 BATCH = 16  # pictures that a network looks at together; only memory depends on it
 ALIGNED, PLAIN = "average precision, aligned", "average precision"
 STAND_IN = "renderings of held-out shapes, standing for photographs"
+BLIND = ("mean shape", "nearest neighbour (pixels)")  # answers without a network
+TOLD = "mean shape of the category, told"
 ABSENT = ("bookcase",)  # categories that the training shapes lack: reported, not in the mean
 
 
@@ -226,16 +228,19 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
     """Predictions (N, 20, 20, 20) in [0, 1] of every row; NaN where a row has no answer.
 
     Baselines: the constant mean training shape; the training shape whose view has the nearest
-    grey thumbnail; the one whose view has the nearest code of the joint encoder-decoder.
+    grey thumbnail; the mean training shape of the true category, which no other row but the
+    separate ones is told; the training shape whose view has the nearest code of the joint
+    encoder-decoder.
     """
     shelf = shelf_of(profile)
     grids = to_grid(shelf.grids)
     constant = to_grid(mean_shape(profile)[None])
     nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), thumbnails(shelf.pictures))
-    out = {
-        "mean shape": constant.repeat(len(exam.model), 0),
-        "nearest neighbour (pixels)": grids[nearest],
-    }
+    told = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
+    for category in set(exam.categories) - set(ABSENT):
+        told[exam.category == category] = to_grid(mean_shape(profile, category)[None])
+    answers = (constant.repeat(len(exam.model), 0), grids[nearest])
+    out = {**dict(zip(BLIND, answers, strict=True)), TOLD: told}
     for row, by_category in trained(profile).items():
         answer = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
         for category, run in by_category.items():
@@ -377,8 +382,8 @@ def reconstruction_table(
     answers = {
         f"{title}, filled as training shapes": found > np.quantile(found, filled),
         f"{title}, above {profile.evaluation.threshold:g}": found > profile.evaluation.threshold,
-        "nearest neighbour (pixels)": shelf.grids[nearest],
-        "mean shape": (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
+        BLIND[1]: shelf.grids[nearest],
+        BLIND[0]: (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
     }
     overlaps = {row: voxel.mean_iou(truths, shapes) for row, shapes in answers.items()}
     return pd.Series(overlaps, name="IoU"), truths, found, pictures
@@ -388,7 +393,7 @@ def in_words(found: pd.DataFrame) -> str:
     """What the oracle adds, and where rows beat both answers that do not look, from table rows."""
     value = found.set_index(["metric", "row", "category"])["value"].astype(float)
     value = value.loc[[PLAIN, ALIGNED]].unstack().drop(columns=list(ABSENT), errors="ignore")
-    blind = ["mean shape", "nearest neighbour (pixels)"]
+    blind = list(BLIND)
     added = (value.loc[ALIGNED, "all"] - value.loc[PLAIN, "all"]).round(3)
     best = value.loc[ALIGNED, "all"][blind].idxmax()
     out = [
@@ -396,7 +401,7 @@ def in_words(found: pd.DataFrame) -> str:
         f"the better is the {best} ({value.loc[(ALIGNED, best), 'all']:.3f}, aligned)."
     ]
     by_category = value.drop(columns="all")
-    for row in value.loc[ALIGNED].index.difference(blind, sort=False):
+    for row in value.loc[ALIGNED].index.difference([*blind, TOLD], sort=False):
         where = []
         for metric, how in ((ALIGNED, "aligned"), (PLAIN, "as it is")):
             level = by_category.loc[metric]

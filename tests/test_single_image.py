@@ -139,6 +139,7 @@ def test_words_count_the_categories_in_which_a_row_is_above_both(smoke):
         ("mean shape", 0.3, 0.5),
         ("nearest neighbour (pixels)", 0.4, 0.2),
         ("3D-VAE-GAN", 0.45, 0.4),
+        (single_image.TOLD, 0.9, 0.9),
     ):
         lines += [(row, "chair", 0, 0, chair - 0.1, chair), (row, "bed", 1, 1, bed - 0.2, bed)]
         lines += [(row, "bookcase", 2, 2, 0.0, 1.0)]
@@ -150,6 +151,7 @@ def test_words_count_the_categories_in_which_a_row_is_above_both(smoke):
     assert "the better is the mean shape (0.400, aligned)" in said
     above = "1 of 2 categories aligned (chair) and in 1 of 2 categories as it is (chair)"
     assert f"3D-VAE-GAN is above both in {above}." in said
+    assert single_image.TOLD not in said
 
 
 # ---------------------------------------------------------------- a whole exam
@@ -180,11 +182,14 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
     assert list(answers) == [
         "mean shape",
         "nearest neighbour (pixels)",
+        "mean shape of the category, told",
         "nearest neighbour (codes)",
         "encoder-decoder",
         "3D-VAE-GAN",
     ]
     assert all(a.shape == (4, 20, 20, 20) for a in answers.values())
+    told = answers["mean shape of the category, told"]
+    assert (told[0] == told[1]).all() and (told[1] != told[2]).any()  # two chairs, two toilets
     answers = {row: answers[row] for row in ("mean shape", "3D-VAE-GAN")}
     found = single_image.scores(small, exam, answers)
     assert len(found) == 8
