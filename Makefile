@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SHELL := /bin/bash
+.SHELLFLAGS := -e -o pipefail -c
 # pip compiles nothing beforehand: what is imported must be compiled once, not at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -35,12 +36,13 @@ test-notebooks:
 
 # From nothing, stages run side by side: those that train, then their tables; the last of dvc.yaml
 # first, since short ones then end the row. Whatever is missing after that is the last command's.
+# DVC gives up on its lock after 3 s unless told to wait, and with --quiet it does not even say so.
 TABLES := ^(generation|sets|supervised|adversarial|svm_features|single_image|latent_space)
 repro: STAGES = dvc stage list --name-only | grep quick | grep -Ev "^(data|report)" | tac
-repro: SIDE_BY_SIDE = xargs -n 1 -P $(JOBS) dvc repro --quiet --single-item
+repro: SIDE_BY_SIDE = xargs -n 1 -P $(JOBS) dvc --wait-for-lock repro --single-item >/dev/null
 repro: JOBS := 2
 repro: setup ## profile quick: the whole study from nothing, offline
-	if [ ! -d results/quick/notebooks ]; then dvc repro --quiet data@quick; \
+	if [ ! -d results/quick/notebooks ]; then dvc repro data@quick >/dev/null; \
 		$(STAGES) | grep -Ev "$(TABLES)" | $(SIDE_BY_SIDE); \
 		$(STAGES) | grep -E "$(TABLES)" | $(SIDE_BY_SIDE); fi
 	dvc repro --glob '*quick*'
@@ -51,7 +53,7 @@ study: setup ## profile study: from the artifact store, then whatever is stale
 
 # With JOBS=2 and more, stale runs are repeated side by side first: none depends on another.
 lite study: RUNS = dvc stage list --name-only | grep "@$@-"
-lite study: ALONE = dvc repro --quiet --single-item --allow-missing
+lite study: ALONE = dvc --wait-for-lock repro --single-item --allow-missing
 lite study:
 	dvc pull --quiet --allow-missing --with-deps report@$@
 	if [ -f data/raw/modelnet10.npz ]; then dvc repro data@study; fi
