@@ -104,6 +104,15 @@ def test_stages_run_nothing_but_notebooks():
         assert not body(stage).get("always_changed"), name
 
 
+def test_stages_side_by_side_wait_for_the_lock():
+    """DVC gives up on its lock after 3 s, and with --quiet it does not even say so."""
+    makefile = (ROOT / "Makefile").read_text()
+    commands = re.findall(r"(?m)^.*(?:SIDE_BY_SIDE|ALONE) = (.*dvc.*)$", makefile)
+    assert len(commands) == 2
+    for command in commands:
+        assert "dvc --wait-for-lock repro" in command and "--quiet" not in command
+
+
 def test_imports_go_one_way():
     rank = {name: k for k, names in enumerate(ORDER) for name in names}
     for file in sorted((ROOT / "lib").rglob("*.py")):
