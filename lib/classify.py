@@ -98,8 +98,8 @@ def best(profile: config.Profile) -> tuple[runs.Run, float, int]:
     found = present(profile)
     if not found:
         raise StudyError(
-            f"no classifier of profile {profile.name} is in place; run `make {profile.name}`, or "
-            f"`python -m lib train judge --category all --profile {profile.judge.profile}`"
+            f"no classifier of profile {profile.name} is in place; run "
+            + config.maker(profile.name, "16_train_classifiers", seed=0)
         )
     scores = [chosen_epoch(r.samples / "log.csv", r.model) for r in found]
     first = min(range(len(found)), key=lambda k: scores[k])

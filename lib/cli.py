@@ -18,6 +18,7 @@ from lib.errors import StudyError
 
 STATUS_BAD_INPUT = 2
 STATUS_INTERRUPTED = 130
+OFF_CENTRE = 0.06  # of the side of a grid: two voxels of thirty
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,10 +167,16 @@ def fetch(options) -> None:
     """Bring ModelNet10, or another data set, to data/raw, checked by SHA-256."""
     from lib import data, ikea
 
-    if options.name == "ikea":
-        found = ikea.fetch(options.source)
-    else:
-        found = data.fetch(options.source, options.name)
+    def bring(source) -> Path:
+        return ikea.fetch(source) if options.name == "ikea" else data.fetch(source, options.name)
+
+    try:
+        # A file that is in place already counts as a copy.
+        found = bring(options.source or paths.RAW)
+    except StudyError:
+        if options.source:
+            raise
+        found = bring(None)
     _say(f"{paths.relative(found)} is in place")
 
 
@@ -252,46 +259,67 @@ def evaluate(options) -> None:
     """Judge a file of samples; one JSON object on standard output."""
     profile = _profile(options.profile)
     from lib import evaluate as judging
+
+    judging.check_category(profile, options.category)
+    grids = _judge_grids(options.samples, options.layout, profile)
+    if len(grids) < 2:
+        raise StudyError(f"{options.samples}: {len(grids)} shapes: distances need at least 2")
+    _say(f"{options.samples}: judging {len(grids)} shapes")
+    print(json.dumps(judging.evaluate_file(profile, grids, options.category), indent=1))
+
+
+def _judge_grids(path: Path, layout: str | None, profile):
+    """Shapes of a voxel file as the judge's grids; their layout is the profile's own if not given.
+
+    Warns where the judge would see other shapes than it knows.
+    """
+    from lib import data, evaluate, voxel
+
+    voxels = voxel.load_voxels(path)
+    expected = data.layout_of(profile.data.side)
+    try:
+        grids = evaluate.to_judge(profile, voxels, layout or expected)
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from None
+    margin = layout is None and expected == "padded"
+    _warn(path, voxels > profile.evaluation.threshold, margin)
+    return grids
+
+
+def _warn(path: Path, filled, margin: bool) -> None:
+    """Warns of bool shapes (N, D, D, D) that are empty, off centre or, with ``margin``, too large.
+
+    Those of the study are centred by their bounding boxes and have a margin.
+    """
     from lib import voxel
 
-    voxels = voxel.load_voxels(options.samples)
-    layout = _layout(options.layout, options.samples, voxels, profile)
-    print(json.dumps(judging.evaluate_file(profile, voxels, options.category, layout), indent=1))
-
-
-def _layout(given: str | None, path: Path, voxels, profile) -> str:
-    """How shapes lie in their grids: as the user says, else as in the profile's own grids.
-
-    Warns where they fill their grids against what the profile expects: the judge then sees them
-    too large, and cut at the border.
-    """
-    from lib import data, voxel
-
-    expected = data.layout_of(profile.data.side)
-    if given or expected == "tight":
-        return given or expected
-    n = int(voxel.fills_grid(voxels > profile.evaluation.threshold).sum())
-    if 2 * n > len(voxels):
+    empty = ~filled.any((1, 2, 3))
+    if empty.any():
+        _say(f"warning: {path}: {empty.sum()} of {len(filled)} shapes are empty")
+    off = voxel.off_centre(filled[~empty]).max(1, initial=0) > OFF_CENTRE
+    if 2 * off.sum() > len(filled):
         _say(
-            f"warning: {path}: {n} of {len(voxels)} shapes reach from border to border, where "
-            "those of the study have a margin; if they fill their grids, give --layout tight"
+            f"warning: {path}: {off.sum()} of {len(filled)} shapes stand off the centre of their "
+            "grids, where those of the study are centred; move their bounding boxes to the middle"
         )
-    return expected
+    large = voxel.fills_grid(filled)
+    if margin and 2 * large.sum() > len(filled):
+        _say(
+            f"warning: {path}: {large.sum()} of {len(filled)} shapes reach from border to border, "
+            "where those of the study have a margin; if they fill their grids, give --layout tight"
+        )
 
 
 def classify(options) -> None:
     """Category of each shape in a voxel file, or of a mesh, and how sure the answer is."""
     profile = _profile(options.profile)
     from lib import classify as asking
-    from lib import evaluate as judging
     from lib import voxel
 
     if options.shape.suffix.lower() == ".off":
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
-        voxels = voxel.load_voxels(options.shape)
-        layout = _layout(options.layout, options.shape, voxels, profile)
-        grids = judging.to_judge(profile, voxels, layout)
+        grids = _judge_grids(options.shape, options.layout, profile)
     run, error, n = asking.best(profile)
     known = asking.scale(run, profile)
     _say(f"{run.id} answers: validation error {error:.3f}, the lowest of {n} classifiers in place")
@@ -434,7 +462,7 @@ def check(options) -> int:
     from lib import report
 
     status = 0
-    for name in [config.load(n).name for n in options.profile or ["lite", "study"]]:
+    for name in [config.load(n).name for n in options.profile or ["quick", "lite", "study"]]:
         lines = report.check(name)
         status |= bool(lines)
         print("\n".join(lines) or f"{name}: results agree with the committed ones")

@@ -610,6 +610,14 @@ def available() -> list[str]:
     return sorted(p.stem for p in paths.PARAMS.glob("*.yaml") if p.stem not in ("runs", "recipes"))
 
 
+def maker(name: str, notebook: str, **parameters) -> str:
+    """What puts results of a profile in place: its pipeline, or the notebook where it has none."""
+    pipelines = {"quick": "make repro", "lite": "make lite", "study": "make study"}
+    given = " ".join(f"-p {k}={v}" for k, v in {"profile": name, **parameters}.items())
+    alone = f"python -m lib notebook {notebook} {given} --out {notebook}.ipynb"
+    return f"`{pipelines.get(name, alone)}`"
+
+
 class _EachKeyOnce(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: the last one would win in silence."""
 
@@ -662,6 +670,8 @@ def _build(kind: type, value: object, where: str, key: str) -> object:
         raise StudyError(f"{name} must be finite, not {value}")
     if type(value) is not kind:
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if kind is float else ""
+        if kind is str and type(value) is bool:
+            hint = ' (YAML reads off, on, no and yes as truth values: write "off")'
         raise StudyError(f"{name} must be {kind.__name__}, not {value!r}{hint}")
     return value
 

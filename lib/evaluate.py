@@ -4,10 +4,10 @@ The judge is one stored network (``lib.models.nin3d``); the hash of its weights 
 number. Everything here runs in single precision.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ SIDE = 30
 UNJUDGED = ("gan64",)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Seen:
     """What the judge makes of N shapes: features (N, F) float32, probabilities (N, K) float64."""
 
@@ -38,7 +38,7 @@ class Seen:
     probabilities: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Judge:
     """A stored reference network, its seed and the hash of its weights."""
 
@@ -69,8 +69,7 @@ def load_judge(profile: config.Profile, seed: int = 0) -> Judge:
     if not path.is_file():
         raise StudyError(
             f"the judge {run.id} is not in {paths.relative(run.weights)}; run "
-            f"`make {owner.name}`, or `python -m lib train judge --category all --profile "
-            f"{owner.name}`"
+            + config.maker(owner.name, "02_reference", seed=seed)
         )
     runs.check_weights(run, run.weights, ("judge",))
     network = train_judge.build(owner.judge, len(config.CATEGORIES))
@@ -146,7 +145,7 @@ def anchor_shapes(profile: config.Profile, category: str, train: data.Split) -> 
     }
 
 
-@dataclass
+@dataclasses.dataclass
 class Gallery:
     """All rows of a profile as a judge sees them: ``seen[row][category]``, and their grids.
 
@@ -158,11 +157,11 @@ class Gallery:
 
     profile: config.Profile
     judge: Judge
-    seen: dict[str, dict[str, Seen]] = field(default_factory=dict)
-    packed: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    variants: dict[str, tuple[str, float]] = field(default_factory=dict)
-    runs: dict[str, list[str]] = field(default_factory=dict)
-    joint: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, dict[str, Seen]] = dataclasses.field(default_factory=dict)
+    packed: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    variants: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    runs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    joint: dict[str, Seen] = dataclasses.field(default_factory=dict)
 
     def add(self, row: str, category: str, grids: np.ndarray) -> None:
         """Let the judge look at grids (N, 30, 30, 30) of a row."""
@@ -272,14 +271,13 @@ def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
     """
     for row, category in _cells(gallery):
         column = config.CATEGORIES.index(category)
-        p = gallery.seen[row][category].probabilities[:, column]
-        top = gallery.seen["real test"][category].probabilities[:, column].mean()
-        # A t interval knows no bounds, a probability does.
-        found = Estimate(*np.clip(metrics.student_interval(p), 0, 1).tolist())
+        p = gallery.seen[row][category].probabilities
+        top = metrics.class_probability(gallery.seen["real test"][category].probabilities, column)
+        found = metrics.class_probability(p, column)
         common = dict(row=row, category=category, n_samples=len(p))
         common["note"] = "mean over shapes, Student t interval"
         yield common | dict(metric="class probability", estimate=found, headline=1)
-        share = Estimate(*(v / top for v in found))
+        share = Estimate(*(v / top.value for v in found))
         yield common | dict(metric="fraction of real test", estimate=share, headline=0)
 
 
@@ -437,43 +435,64 @@ def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:
         yield f"{row}, {run.category}", load_samples(run, threshold)[:n], grids[index], captions
 
 
-def evaluate_file(profile: config.Profile, voxels: np.ndarray, category: str, layout: str) -> dict:
-    """All measures of one foreign sample set by a profile's judge, as one JSON-ready object.
-
-    voxels: (N, D, D, D) as ``voxel.load_voxels`` reads them. Raises StudyError for an unknown
-    category, a grid that the judge cannot take, or fewer than 2 shapes. Distances are at ``n``
-    shapes a side, fewer than the tables' where the file or the split holds fewer: a Frechet
-    distance then grows. Ends are None where both sides were taken whole.
-    """
+def check_category(profile: config.Profile, category: str) -> None:
+    """Raises StudyError for a category that the profile does not have."""
     if category not in profile.categories:
         names = ", ".join(profile.categories)
         raise StudyError(
             f"no category {category!r} in profile {profile.name}; choose one of {names}"
         )
-    if len(voxels) < 2:
-        raise StudyError(f"{len(voxels)} shapes: distances need at least 2")
+
+
+def evaluate_file(profile: config.Profile, grids: np.ndarray, category: str) -> dict:
+    """All measures of one foreign sample set by a profile's judge, as one JSON-ready object.
+
+    grids: bool (N, 30, 30, 30), as ``to_judge`` makes them. Raises StudyError for an unknown
+    category and for fewer than 2 shapes. Distances are at ``n``
+    shapes a side, fewer than the tables' where the file or the split holds fewer: a Frechet
+    distance then grows. Ends are None where both sides were taken whole. ``real train`` holds the
+    same distances to test of real training shapes, the best that can be hoped for.
+    """
+    check_category(profile, category)
+    if len(grids) < 2:
+        raise StudyError(f"{len(grids)} shapes: distances need at least 2")
     settings = profile.evaluation
-    grids = to_judge(profile, voxels, layout)
     judge = load_judge(profile)
     seen = judge.see(grids)
     train = data.load_train(profile.data).category(category)
     real = {"train": train.voxels, "test": heldout.reference(profile.data, category).voxels}
     found = {"profile": profile.name, "category": category, "n": len(grids), "judge": judge.hash}
+    known = {reference: judge.see(shapes) for reference, shapes in real.items()}
     column = config.CATEGORIES.index(category)
-    found["class probability"] = metrics.class_probability(seen.probabilities, column)
+    p, top = (metrics.class_probability(s.probabilities, column) for s in (seen, known["test"]))
+    found["class probability"] = _ends(p, len(grids))
+    found["fraction of real test"] = _ends(Estimate(*(v / top.value for v in p)), len(grids))
     found["mean occupancy"] = float(grids.mean())
-    for reference, shapes in real.items():
-        features = judge.see(shapes).features
-        for name, statistic in (
-            ("fid", metrics.frechet_distance),
-            ("kid", metrics.kernel_distance),
-        ):
+    statistics = {"fid": metrics.frechet_distance, "kid": metrics.kernel_distance}
+    found["real train"] = {}
+    for name, statistic in statistics.items():
+        for reference in known:
             key = ("file", name, category, reference)
-            value, n = compare(statistic, features, seen.features, False, settings, *key)
-            ends = {k: None if math.isnan(v) else v for k, v in value._asdict().items()}
-            found[f"{name} {reference}"] = dict(ends, n=n)
+            real_features = known[reference].features
+            pair = compare(statistic, real_features, seen.features, False, settings, *key)
+            found[f"{name} {reference}"] = _ends(*pair)
+        n = found[f"{name} test"]["n"]
+        pair = compare(
+            statistic,
+            known["test"].features,
+            known["train"].features,
+            False,
+            dataclasses.replace(settings, n_equal=n),
+            *("file", "real train", name, category),
+        )
+        found["real train"][f"{name} test"] = _ends(*pair)
     flat = {name: voxel.pack(shapes) for name, shapes in real.items()}
     iou = metrics.nearest_by_iou(voxel.pack(grids), flat["train"])[1]
     heldout_iou = metrics.nearest_by_iou(flat["test"], flat["train"])[1]
     found["memorisation"] = metrics.memorisation(iou, heldout_iou)
     return found
+
+
+def _ends(found: Estimate, n: int) -> dict:
+    """An estimate as JSON-ready value, low, high, with its n; ends that are not known are None."""
+    return {k: None if math.isnan(v) else v for k, v in found._asdict().items()} | {"n": n}

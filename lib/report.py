@@ -401,7 +401,7 @@ def check(profile: str, tolerance: float = 0.02) -> list[str]:
         raise StudyError(f"{name} is not committed, so there is nothing to compare with")
     ours = paths.results(profile) / "report" / "results.csv"
     if not ours.is_file():
-        raise StudyError(f"{name} is missing; run `make {profile}`")
+        raise StudyError(f"{name} is missing; run {config.maker(profile, '90_report')}")
     before = pd.read_csv(io.StringIO(shown.stdout), keep_default_na=False, dtype=str)
     after = pd.read_csv(ours, keep_default_na=False, dtype=str)
     both = before.merge(after, on=KEY, how="outer", indicator=True, suffixes=(" then", " now"))

@@ -764,6 +764,19 @@ def fills_grid(voxels):
     return np.any(ends, axis=0)
 
 
+def off_centre(voxels):
+    """How far bounding boxes stand from the middle of the grid, as a fraction of its side.
+
+    voxels: bool (N, D, D, D), none empty. Returns (N, 3) in [0, .5], an axis a column.
+    """
+    side, out = voxels.shape[1], []
+    for others in ((2, 3), (1, 3), (1, 2)):
+        spans = voxels.any(axis=others)
+        first, last = spans.argmax(1), side - 1 - spans[:, ::-1].argmax(1)
+        out.append(np.abs(first + last - (side - 1)) / (2 * side))
+    return np.stack(out, 1)
+
+
 def _zoom(binary, factor):
     """Cubic spline zoom of each grid, then > .5."""
     zoomed = [

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, happy paths, and one clear line for bad input."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lib import cli, config, files, paths, voxel
+from lib import cli, config, data, evaluate, files, paths, voxel
 from lib.train import runs
 
 COMMANDS = (
@@ -368,8 +369,10 @@ def test_evaluate_prints_one_object(trained, tmp_path, capsys):
     capsys.readouterr()
     line = ("evaluate", tmp_path / "a.npz", "--category", "chair", "--profile", "smoke")
     assert lib(*line) == 0
-    found = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
     assert found["n"] == 12 and {"fid test", "kid test", "memorisation"} <= set(found)
+    assert "judging 12 shapes" in shown.err
     assert lib(*line, "--layout", "tight") == 0
     assert json.loads(capsys.readouterr().out) == found
 
@@ -378,13 +381,38 @@ def test_evaluate_prints_one_object(trained, tmp_path, capsys):
 def test_shapes_that_fill_their_grids_are_noticed(tmp_path, capsys, margin, warned):
     """The study's grids have a margin; where smoke's are tight, a profile of 32 is asked."""
     grids = np.pad(
-        np.ones((2, 32 - 2 * margin, 4, 4), bool), [(0, 0), (margin,) * 2, (9, 19), (9, 19)]
+        np.ones((2, 32 - 2 * margin, 4, 4), bool), [(0, 0), (margin,) * 2, (14, 14), (14, 14)]
     )
-    lite = config.load("lite")
-    assert cli._layout(None, tmp_path / "a.npz", grids, lite) == "padded"
+    lite, path = config.load("lite"), tmp_path / "a.npz"
+    voxel.save_voxels(path, grids)
+    padded = evaluate.to_judge(lite, grids, "padded")
+    assert np.array_equal(cli._judge_grids(path, None, lite), padded)
     assert ("give --layout tight" in capsys.readouterr().err) == warned
-    assert cli._layout("tight", tmp_path / "a.npz", grids, lite) == "tight"
+    tight = evaluate.to_judge(lite, grids, "tight")
+    assert np.array_equal(cli._judge_grids(path, "tight", lite), tight)
     assert capsys.readouterr().err == ""
+
+
+def test_shapes_that_stand_off_the_centre_or_are_empty_are_noticed(tmp_path, capsys):
+    grids = np.zeros((3, 32, 32, 32), bool)
+    grids[:2, 10:22, 10:22, 4:16] = True  # on a floor, the third is empty
+    voxel.save_voxels(tmp_path / "a.npz", grids)
+    cli._judge_grids(tmp_path / "a.npz", None, config.load("lite"))
+    said = capsys.readouterr().err
+    assert "a.npz: 1 of 3 shapes are empty" in said
+    assert "a.npz: 2 of 3 shapes stand off the centre" in said
+
+
+def test_fetch_takes_what_is_in_place(tmp_path, capsys, monkeypatch):
+    content = b"shapes"
+    source = ("toy.npz", hashlib.sha256(content).hexdigest(), None)
+    monkeypatch.setattr(data, "SOURCES", {"modelnet10": source})
+    monkeypatch.setattr(paths, "RAW", tmp_path)
+    assert lib("fetch") == 2 and "no public address" in capsys.readouterr().err
+    (tmp_path / "toy.npz").write_bytes(content)
+    assert lib("fetch") == 0 and "in place" in capsys.readouterr().err
+    (tmp_path / "toy.npz").write_bytes(b"damaged")
+    assert lib("fetch") == 2 and "no public address" in capsys.readouterr().err
 
 
 def test_voxelize_does_not_write_over_the_mesh(tmp_path, capsys):

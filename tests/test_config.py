@@ -125,6 +125,26 @@ def test_a_number_that_yaml_reads_as_text(params):
     )
 
 
+def test_a_word_that_yaml_reads_as_false(params):
+    """The one way to ask for meshes, as the data page says it: in quotes."""
+    path = params / "smoke.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("source: procedural", "source: off"))
+    assert refusal("smoke") == (
+        "params/smoke.yaml: data.source must be str, not False "
+        '(YAML reads off, on, no and yes as truth values: write "off")'
+    )
+    path.write_text(text.replace("source: procedural", 'source: "off"'))
+    assert config.load("smoke").data.source == "off"
+
+
+def test_what_makes_a_profile():
+    assert config.maker("quick", "90_report") == "`make repro`"
+    assert config.maker("smoke", "02_reference", seed=0) == (
+        "`python -m lib notebook 02_reference -p profile=smoke -p seed=0 --out 02_reference.ipynb`"
+    )
+
+
 @pytest.mark.parametrize(
     "section, key, value, kind",
     [

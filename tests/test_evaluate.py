@@ -229,29 +229,36 @@ def test_a_second_seed_changes_no_table_and_no_figure(gallery, smoke, smoke_chai
 def test_evaluate_file(workspace, smoke, smoke_judge, smoke_chair):
     voxels = evaluate.load_samples(smoke_chair, 0.5)
     assert voxels.shape == (16, 24, 24, 24)
-    found = evaluate.evaluate_file(smoke, voxels, "chair", "tight")
-    again = evaluate.evaluate_file(smoke, voxels, "chair", "tight")
+    grids = evaluate.to_judge(smoke, voxels, "tight")
+    found = evaluate.evaluate_file(smoke, grids, "chair")
+    again = evaluate.evaluate_file(smoke, grids, "chair")
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(again))
     assert (found["n"], found["profile"], found["category"]) == (16, "smoke", "chair")
-    assert 0 <= found["class probability"] <= 1 and 0 <= found["mean occupancy"] <= 1
+    assert 0 <= found["mean occupancy"] <= 1
+    p, share = found["class probability"], found["fraction of real test"]
+    assert 0 <= p["low"] <= p["value"] <= p["high"] <= 1 and p["n"] == 16
+    assert p["value"] / share["value"] == pytest.approx(p["high"] / share["high"])
     for name in ("fid test", "fid train", "kid test", "kid train"):
         assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
         assert found[name]["n"] == 10
+    best = found["real train"]
+    assert set(best) == {"fid test", "kid test"} and best["fid test"]["n"] == 10
+    assert best["fid test"]["value"] < found["fid test"]["value"]
     assert found["mean occupancy"] == pytest.approx(voxels.mean() * 24**3 / 30**3)
 
 
 def test_a_shape_is_the_same_at_24_and_padded_to_32(workspace, smoke, smoke_judge):
     shapes = data.load_train(smoke.data).category("toilet").voxels[:12]
-    tight = evaluate.evaluate_file(smoke, data.model_grid(shapes, 24), "toilet", "tight")
-    padded = evaluate.evaluate_file(smoke, data.model_grid(shapes, 32), "toilet", "padded")
-    assert tight == padded
+    tight = evaluate.to_judge(smoke, data.model_grid(shapes, 24), "tight")
+    padded = evaluate.to_judge(smoke, data.model_grid(shapes, 32), "padded")
+    assert np.array_equal(tight, padded)
 
 
 def test_a_file_taken_whole_has_no_interval_and_stays_json(workspace, smoke, smoke_judge):
     """Twelve shapes against twelve test shapes: one subset only, and NaN is not JSON."""
     every = config.with_changes(smoke, evaluation={"n_equal": 12}, device={"threads": 1})
     shapes = data.load_train(smoke.data).category("chair").voxels[:12]
-    found = evaluate.evaluate_file(every, shapes, "chair", "padded")
+    found = evaluate.evaluate_file(every, evaluate.to_judge(every, shapes, "padded"), "chair")
     assert found["kid test"]["low"] is None and found["kid test"]["high"] is None
     assert found["kid train"]["low"] <= found["kid train"]["value"]
     json.dumps(found, allow_nan=False)
@@ -259,7 +266,7 @@ def test_a_file_taken_whole_has_no_interval_and_stays_json(workspace, smoke, smo
 
 def test_training_shapes_are_recognised_as_copies(workspace, smoke, smoke_judge):
     shapes = data.load_train(smoke.data).category("chair").voxels[:12]
-    found = evaluate.evaluate_file(smoke, data.model_grid(shapes, 24), "chair", "tight")
+    found = evaluate.evaluate_file(smoke, shapes, "chair")
     assert found["memorisation"]["share_95"] == 1
     assert found["memorisation"]["auc"] > 0.9
 
@@ -276,7 +283,8 @@ def test_training_shapes_are_recognised_as_copies(workspace, smoke, smoke_judge)
 )
 def test_files_that_cannot_be_judged(workspace, smoke, smoke_judge, shape, category, layout, said):
     with pytest.raises(StudyError, match=said) as error:
-        evaluate.evaluate_file(smoke, np.zeros(shape, bool), category, layout)
+        grids = evaluate.to_judge(smoke, np.zeros(shape, bool), layout)
+        evaluate.evaluate_file(smoke, grids, category)
     assert "\n" not in str(error.value)
 
 

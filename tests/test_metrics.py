@@ -130,7 +130,13 @@ def test_inception_score_of_one_split_ignores_order_and_has_no_spread():
 
 def test_class_probability_is_a_column_mean():
     p = np.array([[0.2, 0.8, 0.0], [0.6, 0.1, 0.3]])
-    assert [metrics.class_probability(p, k) for k in range(3)] == pytest.approx([0.4, 0.45, 0.15])
+    found = [metrics.class_probability(p, k) for k in range(3)]
+    assert [e.value for e in found] == pytest.approx([0.4, 0.45, 0.15])
+    # Two shapes: the half width is t(.975, 1) * |a - b| / 2 = 12.706 * .2, cut at 0 and 1.
+    assert found[0][1:] == (0, 1)
+    many = np.array([[0.5, 0.5], [0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])
+    half = 3.18245 * np.std(many[:, 0], ddof=1) / 2
+    assert metrics.class_probability(many, 0) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
 
 
 # Precision, recall, density, coverage

@@ -386,6 +386,13 @@ def test_which_shapes_fill_their_grids():
     assert voxel.fills_grid(grids).tolist() == [True, False, True, False]
 
 
+def test_off_centre_is_the_distance_of_the_boxes_middle():
+    grids = np.zeros((2, 10, 10, 10), bool)
+    grids[0, 3:7, 0:4, 9] = True  # middles 4.5, 1.5, 9 of a grid whose middle is 4.5
+    grids[1, 2:8, 4:6, 4:6] = True
+    assert voxel.off_centre(grids) == pytest.approx(np.array([[0, 0.3, 0.45], [0, 0, 0]]))
+
+
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [

@@ -5,6 +5,7 @@ from scipy.special import rel_entr
 
 from lib.errors import StudyError
 from lib.metrics._checks import fraction_array, whole_number
+from lib.metrics.intervals import Estimate, student_interval
 
 ROW_SUM_TOLERANCE = 1e-3  # a half-precision softmax over forty classes stays within it
 
@@ -46,14 +47,15 @@ def inception_score(probabilities, n_splits, generator):
 
 
 def class_probability(probabilities, label):
-    """Mean probability that the judge gives to one class, over all shapes.
+    """Mean probability that the judge gives to one class, with Student's interval over shapes.
 
-    probabilities: (N, K), rows sum to 1; label: class index, 0 to K - 1. Returns a float in
-    [0, 1]. Noise can score 1: read it beside the value of real shapes. Raises StudyError on rows
-    that do not sum to 1 and on a label out of range.
+    probabilities: (N, K), rows sum to 1; label: class index, 0 to K - 1. Returns Estimate, its ends
+    cut to [0, 1], which a t interval does not know; NaN for one shape. Noise can score 1: read it
+    beside the value of real shapes. Raises StudyError on rows that do not sum to 1 and on a label
+    out of range.
 
     Source: Xie et al. 2018 (3D DescriptorNet).
     """
     p = class_rows(probabilities)
     label = whole_number(label, "label", 0, p.shape[1] - 1)
-    return float(p[:, label].mean())
+    return Estimate(*np.clip(student_interval(p[:, label]), 0, 1).tolist())

@@ -531,7 +531,7 @@ def weights_folder(run: Run, profile: config.Profile) -> Path:
         return final
     raise StudyError(
         f"{run.id} has no weights here; train it with `python -m lib train {run.model} --category "
-        f"{run.category} --profile {run.profile} --seed {run.seed}`, or pull them with `dvc pull`"
+        f"{run.category} --profile {run.profile} --seed {run.seed}`; the store carries only some"
     )
 
 
