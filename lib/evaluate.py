@@ -330,14 +330,15 @@ def _inception(
 
 
 def category_shares(gallery: Gallery) -> dict[str, np.ndarray]:
-    """Share of each category (K,) in the judge's answers: real training shapes and joint models.
+    """Share of each category (K,): in the training split, and as the judge sees joint models.
 
-    The paper trains one model on all categories and finds some of them over-represented.
+    A joint model trains on all shapes of the split, whatever categories the tables show. The paper
+    finds some of them over-represented in its samples.
     """
-    real = np.concatenate([s.probabilities for s in gallery.seen["real train"].values()])
-    seen = {"real train": real} | {row: s.probabilities for row, s in gallery.joint.items()}
+    answers = {row: s.probabilities.argmax(1) for row, s in gallery.joint.items()}
+    given = {"training split": data.load_train(gallery.profile.data).labels} | answers
     n = len(config.CATEGORIES)
-    return {row: np.bincount(p.argmax(1), minlength=n) / len(p) for row, p in seen.items()}
+    return {row: np.bincount(labels, minlength=n) / len(labels) for row, labels in given.items()}
 
 
 def pooled_name(row: str) -> str:

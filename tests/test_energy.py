@@ -493,6 +493,14 @@ def test_one_batch_of_chains_that_runs_away_is_enough(smoke):
         task.step(0)
 
 
+def test_a_network_that_runs_away_from_clipped_chains_is_stopped(smoke):
+    """Clipped chains cannot leave the box, however large f becomes; a high rate makes it so."""
+    task = task_of(smoke, "desnet3d", clip=True, langevin_steps=1, lr=1e4)
+    with pytest.raises(StudyError, match="the network diverged: .f. reaches .* at step"):
+        for step in range(8):
+            assert task.step(step)["reach"] <= 1
+
+
 @pytest.mark.parametrize("noise_until, noisy", [(0, False), (2, False), (3, True), (9, True)])
 def test_samples_have_noise_when_training_ended_with_it(smoke, monkeypatch, noise_until, noisy):
     profile = profile_of(smoke, "desnet3d", noise_until=noise_until)

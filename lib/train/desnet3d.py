@@ -10,6 +10,7 @@ from lib.models import desnet3d
 from lib.train.engine import Diverged, Model, Task
 
 LIMIT = 10.0  # no chain of a sound model leaves this range
+CEILING = 1e8  # of |f|: sound runs stay below 1e5, and clipped chains cannot reach LIMIT
 
 
 def build(desnet: config.Desnet3d, side: int) -> desnet3d.Descriptor:
@@ -70,11 +71,7 @@ class Desnet3dTask(Task):
         self._exchange(found, own)
         f_chains, f_observed = (float(v) for v in np.mean(found.numpy(), axis=0)[:2])
         reach = found[:, 2].max().item()
-        if not reach < LIMIT:
-            raise Diverged(
-                f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
-                "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
-            )
+        _check(step, reach, max(abs(f_chains), abs(f_observed)))
         return {"f_chains": f_chains, "f_observed": f_observed, "reach": reach}
 
     def _exchange(self, found: Tensor, own: list[int]) -> None:
@@ -125,6 +122,20 @@ class Desnet3dTask(Task):
         """Occupied share and likeness (mean pairwise IoU) of chains above .5."""
         grids = (self.buffers["chains"][:64] > 0.5).flatten(1).float().numpy()
         return {"occupancy": float(grids.mean()), "likeness": voxel.pairwise_iou(grids)}
+
+
+def _check(step: int, reach: float, size: float) -> None:
+    """Raises Diverged where chains leave every sound range, or f (``size`` is |f|) does."""
+    if not reach < LIMIT:
+        raise Diverged(
+            f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
+            "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
+        )
+    if not size < CEILING:
+        raise Diverged(
+            f"the network diverged: |f| reaches {size:.3g} at step {step}; the last checkpoint "
+            "is kept. Lower desnet3d.lr in params"
+        )
 
 
 def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
