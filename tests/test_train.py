@@ -845,7 +845,7 @@ def test_weights_beside_a_damaged_record_are_not_used(nothing_published, smoke):
 
 
 def test_weights_that_are_not_here(nothing_published, smoke):
-    with pytest.raises(StudyError, match="has no weights here; train it with .* or pull") as error:
+    with pytest.raises(StudyError, match="no weights here; train it with .*; the store") as error:
         runs.weights_folder(CHAIR, smoke)
     assert "\n" not in str(error.value)
 
