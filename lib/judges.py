@@ -14,12 +14,13 @@ from scipy.stats import kendalltau
 
 from lib import config, evaluate, metrics
 from lib.metrics import Estimate
+from lib.train import runs
 
 # The headline of each generation table that a judge fills cell by cell, and how it is computed.
 STATISTICS = {"kid": metrics.kernel_distance, "fid": metrics.frechet_distance}
 PROBABILITY = "class probability"
 METRICS = (*STATISTICS, PROBABILITY)
-JUDGE = "3dnin_fc (judge)"
+JUDGE = runs.MODELS["judge"]
 PAIRS = "pairs of rows"
 
 
