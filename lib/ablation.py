@@ -10,19 +10,24 @@ import numpy as np
 import pandas as pd
 
 from lib import config, data, device, figures, paths
-from lib.train import engine, introspective, runs, winn3d
+from lib.train import desnet3d, engine, introspective, runs, winn3d
 
 # Named here rather than looked up, so that the pipeline sees what a reading depends on.
-MODELS = {"winn3d": winn3d.MODEL, "introspective": introspective.MODEL}
+MODELS = {
+    "winn3d": winn3d.MODEL,
+    "introspective": introspective.MODEL,
+    "desnet3d": desnet3d.MODEL,
+}
 
 
 def compare(
     profile: config.Profile, readings: dict[str, dict], seed: int = 0, model: str = "winn3d"
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Train 3DWINN once a reading: the logs, one line an iteration, and the last shapes of each.
+    """Train a model once a reading: the logs, one line an iteration, and the last shapes of each.
 
-    model: ``winn3d``, or ``introspective``, the supervised one, on a few shapes of all categories
-    and with a line an epoch. readings: name -> changed keys of the model's section; all share the
+    model: ``winn3d``; ``introspective``, the supervised one, on a few shapes of all categories
+    and with a line an epoch; or ``desnet3d``, with a line every few learning steps.
+    readings: name -> changed keys of the model's section; all share the
     budget of the section ``ablation``. A reading that diverges ends there, with the reason in the
     column ``diverged``. Shapes are bool (n, D, D, D). Complete readings are taken up as they are.
     """
@@ -36,9 +41,8 @@ def compare(
 
 def pictures(log: pd.DataFrame, shapes: dict[str, np.ndarray], path: Path) -> list:
     """The curves and the newest shapes of each reading as two figures, saved beside ``path``."""
-    columns = ["gap", "sampler_steps", "occupancy"]
-    if "validation_error" in log:
-        columns.append("validation_error")
+    columns = ["gap", "sampler_steps", "occupancy", "likeness", "validation_error"]
+    columns = [c for c in columns if c in log and log[c].notna().any()]
     drawn = {
         "curves": figures.curves(log, columns, by="reading"),
         "shapes": figures.gallery({name: grids[:8] for name, grids in shapes.items()}),
@@ -63,17 +67,27 @@ def _train(
             reason = str(error)
     log = _log(folder).assign(diverged=reason)
     log["gap"] = log["f_real"] - log["f_pool"]
+    return log, _newest(task, model, profile.ablation.new) > profile.evaluation.threshold
+
+
+def _newest(task: engine.Task, model: str, n: int) -> np.ndarray:
+    """The shapes that a task made last, voxels (shapes, D, D, D)."""
+    if model == "desnet3d":
+        return task.buffers["chains"][:, 0].numpy()
     pool = task.buffers["pool"]
-    newest = pool[-budget["new"] :, 0] if model == "winn3d" else pool[:, -1]
-    return log, winn3d.from_bytes(newest).numpy() > profile.evaluation.threshold
+    return winn3d.from_bytes(pool[-n:, 0] if model == "winn3d" else pool[:, -1]).numpy()
 
 
 def _budget(profile: config.Profile, model: str) -> tuple[dict, data.Split]:
     """Keys of the model's section that all readings share, and the shapes they train on."""
     budget, split = dataclasses.asdict(profile.ablation), data.load_train(profile.data)
-    category, shapes, epochs = (budget.pop(name) for name in ("category", "shapes", "epochs"))
+    others = ("category", "shapes", "epochs", "learning_steps")
+    category, shapes, epochs, learning_steps = (budget.pop(name) for name in others)
     if model == "winn3d":
         return budget | {"snapshots": 0}, split.category(category)
+    if model == "desnet3d":
+        alike = dict.fromkeys(("observed", "batch", "chains"), budget["new"])
+        return alike | {"steps": learning_steps}, split.category(category)
     kept = split.validation.copy()
     for label in range(len(config.CATEGORIES)):
         kept[np.flatnonzero((split.labels == label) & ~split.validation)[:shapes]] = True
@@ -84,6 +98,7 @@ def _log(folder: Path) -> pd.DataFrame:
     """The log of a reading; one empty line where it diverged in its first iteration."""
     text = (folder / "log.csv").read_text()
     log = pd.read_csv(io.StringIO(text)) if text.strip() else pd.DataFrame({"step": [1]})
+    log = log.rename(columns={"f_observed": "f_real", "f_chains": "f_pool"})
     columns = ["f_real", "f_pool", "sampler_steps", "capped", "occupancy", "likeness"]
     return log.reindex(columns=log.columns.union(columns, sort=False))
 
@@ -91,5 +106,5 @@ def _log(folder: Path) -> pd.DataFrame:
 def _key(changed: config.Profile, model: str, split: data.Split, seed: int) -> str:
     shapes = hashlib.sha256(split.ids.tobytes() + split.labels.tobytes()).hexdigest()
     parts = [model, config.section(changed, model), shapes, seed, changed.data.side]
-    parts += [data.card(changed.data)["hash"], runs.syntax_hash(model)]
+    parts += [data.card(changed.data)["hash"], runs.code_key(model, changed.name)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

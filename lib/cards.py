@@ -26,7 +26,7 @@ SOURCES = {
     "orion": "ORION (Sedaghat et al. 2016)",
 }
 PROVENANCE = ("device", "policy", "hours", "seconds per sample", "torch", "numpy", "python")
-PROVENANCE += ("commit", "date")
+PROVENANCE += ("commit", "date", "restarts")
 
 DRAW = """\
     python -m lib sample {model} --category {category} --profile {profile} --run-seed {seed} \

@@ -78,7 +78,7 @@ POSITIVE = {
     + ("pgd_restarts", "pgd_step", "square_queries", "rays_tries", "flips", "part_shares")
     + ("part_starts", "slices", "surface_shapes"),
     "features": ("c", "draws", "pca", "epochs", "epoch_lr"),
-    "ablation": ("shapes", "epochs"),
+    "ablation": ("shapes", "epochs", "learning_steps"),
     "gan_ablation": ("pool", "steps", "lr_generator", "lr_discriminator", "updates", "every")
     + ("decay", "latent_std"),
     "vaegan3d": ("z_dim", "base", "image", "views", "init_std", "steps", "lr_encoder")
@@ -223,7 +223,7 @@ class Winn3d:
     sampler_beta2: float
     sampler_epsilon: float
     max_steps: int
-    stop: str  # batch: when the mean of f reaches the threshold; shape: each at its own
+    stop: str  # batch: when the mean of f reaches the threshold; shape: each at its own; never
     sigma: float  # deviation of the Langevin noise at the first step; 0 is none
     clip: bool  # to the range of voxels, after every step
     snapshots: int  # last iterations whose critics draw the samples of joint-multi
@@ -462,9 +462,11 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The budget of one reading in the ablations of 3DWINN; all else is the section winn3d.
+    """The budget of one reading in the ablations; all else is the section of its model.
 
-    ``shapes`` (of a category) and ``epochs`` are those of the supervised network.
+    ``shapes`` (of a category) and ``epochs`` are those of the supervised network, ``learning_steps``
+    of 3D DescriptorNet, which observes ``new`` shapes with as many chains at each; the rest is
+    3DWINN's.
     """
 
     category: str
@@ -477,6 +479,7 @@ class Ablation:
     max_steps: int
     shapes: int
     epochs: int
+    learning_steps: int
 
 
 @dataclass(frozen=True)
@@ -717,7 +720,8 @@ def _check(profile: Profile, name: str) -> None:
         == len(profile.gan3d.discriminator_channels),
         "device.threads must be 1 or more": profile.device.threads >= 1,
         "winn3d.centre must be train or batch": profile.winn3d.centre in ("train", "batch"),
-        "winn3d.stop must be batch or shape": profile.winn3d.stop in ("batch", "shape"),
+        "winn3d.stop must be batch, shape or never": profile.winn3d.stop
+        in ("batch", "shape", "never"),
         "winn3d.start must be normal or network": profile.winn3d.start in ("normal", "network"),
         "winn3d.batch must be even": profile.winn3d.batch % 2 == 0,
         "winn3d.snapshots must lie in 0..iterations": 0

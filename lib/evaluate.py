@@ -284,47 +284,62 @@ def class_probability_rows(gallery: Gallery) -> Iterable[dict]:
 def inception_rows(gallery: Gallery) -> Iterable[dict]:
     """Rows of table ``inception``: equal shares of all categories pooled (separate-multi).
 
-    A row that lacks a category has no score: a mixture of fewer categories scores lower by
-    construction.
+    Equal shares balance the mixture by hand, so beside them stand the shares that the categories
+    have in the training split. A row that lacks a category has no score: a mixture of fewer
+    categories scores lower by construction.
     """
     settings, categories = gallery.profile.evaluation, gallery.profile.categories
+    frequency = {c: len(s.features) for c, s in gallery.seen["real train"].items()}
     for row, seen in gallery.seen.items():
         if set(seen) != set(categories):
             continue
-        pools = [s.probabilities for s in seen.values()]
+        pools, name = [s.probabilities for s in seen.values()], pooled_name(row)
         n = min(settings.n_equal, *(len(pool) for pool in pools))
         note = f"{n} shapes of each of {len(categories)} categories"
-        yield from _inception(pooled_name(row), pools, n, note, gallery.profile)
+        yield from _inception(name, pools, [n] * len(pools), note, gallery.profile)
+        shares = [max(1, round(n * frequency[c] / max(frequency.values()))) for c in seen]
+        note = f"shares of the training split, {min(shares)} to {max(shares)} shapes a category"
+        scores = _inception(name, pools, shares, note, gallery.profile, "by frequency")
+        yield from (score | dict(headline=0) for score in scores)
     for row, seen in gallery.joint.items():
         n = min(settings.n_equal * len(categories), len(seen.probabilities))
         note = f"{n} shapes of one model of all categories"
-        yield from _inception(row, [seen.probabilities], n, note, gallery.profile)
+        yield from _inception(row, [seen.probabilities], [n], note, gallery.profile)
 
 
 def _inception(
-    row: str, pools: list[np.ndarray], n: int, note: str, profile: config.Profile
+    row: str,
+    pools: list[np.ndarray],
+    counts: list[int],
+    note: str,
+    profile: config.Profile,
+    *shares: str,
 ) -> Iterable[dict]:
-    """The score of n shapes of every pool (N, K) together, in splits and whole.
+    """The score of so many shapes of every pool (N, K) together, in splits and whole.
 
-    The score of a split grows with its size, so a row with fewer shapes has fewer splits, not
+    shares: named behind the score's own name, where they are not the usual ones. The score of a split grows with its size, so a row with fewer shapes has fewer splits, not
     smaller ones.
     """
     settings = profile.evaluation
     per_split = settings.n_equal * len(profile.categories) // settings.n_splits
-    in_splits = min(settings.n_splits, max(1, n * len(pools) // per_split))
+    in_splits = min(settings.n_splits, max(1, sum(counts) // per_split))
+    whole = [len(pool) for pool in pools] == counts
     for n_splits, headline in ((in_splits, 1), (1, 0)):
-        generator = rng.numpy_generator("evaluate", "inception", row, n_splits)
+        generator = rng.numpy_generator("evaluate", "inception", row, n_splits, *shares)
         values = np.empty(settings.n_draws)
         for k in range(settings.n_draws):
-            rows = [pool[generator.choice(len(pool), n, replace=False)] for pool in pools]
+            rows = [
+                pool[generator.choice(len(pool), n, replace=False)]
+                for pool, n in zip(pools, counts, strict=True)
+            ]
             values[k] = metrics.inception_score(np.concatenate(rows), n_splits, generator)[0]
         yield dict(
             row=row,
             category="all",
-            metric="inception score" if headline else "inception score, one split",
-            estimate=Estimate.of_draws(values, whole=max(map(len, pools)) == n),
+            metric=", ".join(["inception score", *shares, *["one split"] * (not headline)]),
+            estimate=Estimate.of_draws(values, whole=whole),
             headline=headline,
-            n_samples=n * len(pools),
+            n_samples=sum(counts),
             note=f"{note}; {n_splits} split{'s' * (n_splits > 1)}",
         )
 
@@ -350,10 +365,10 @@ def pooled_name(row: str) -> str:
 def cost_rows(profile: config.Profile) -> Iterable[dict]:
     """Rows of table ``cost``: hours of training and seconds a sample of every trained run.
 
-    As measured on the device that the note names; runs of one profile may differ in it. Profiles
+    A model of all categories stands in the column ``all``, whatever it is sampled by. As measured on the device that the note names; runs of one profile may differ in it. Profiles
     whose bytes must repeat record no hours and give no rows.
     """
-    for run in judged_runs(profile):
+    for run in [*judged_runs(profile), *joint_runs(profile)]:
         facts = files.read_json(run.samples / "run.json")
         for fact, metric in (
             ("hours", "training hours"),

@@ -160,7 +160,8 @@ def adam_ascent(
     """WINN's synthesis: Adam climbs the critic from x until it is as sure as of real shapes.
 
     thresholds (B,): ``stop="batch"`` ends all shapes when the mean of f reaches the mean threshold
-    (WINN); ``stop="shape"`` ends each at its own, so a shape does not depend on its batch.
+    (WINN); ``stop="shape"`` ends each at its own, so a shape does not depend on its batch;
+    ``stop="never"`` climbs for ``max_steps``.
     sigma: deviation of Langevin noise, annealed in a line from the start to 0 at ``max_steps``;
     ``noise`` gives N(0, I) for the rows (indices into x) that still move. ``mean``: of values over
     the whole batch, where x is one process's share of it.
@@ -193,6 +194,8 @@ def adam_ascent(
 
 def _below(values: Tensor, thresholds: Tensor, stop: str, mean: Callable) -> Tensor:
     """Which shapes (B,) go on."""
+    if stop == "never":
+        return torch.ones(len(values), dtype=torch.bool)
     if stop == "shape":
         return values < thresholds
     return torch.full((len(values),), bool(mean(values) < mean(thresholds)))

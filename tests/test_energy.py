@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import config, data, files, paths, rng, samplers, voxel
+from lib import cards, config, data, files, paths, rng, samplers, voxel
 from lib.errors import StudyError
 from lib.train import beyond, desnet3d, engine, runs, winn3d
 from lib.train.checkpoint import n_parameters
@@ -199,6 +199,53 @@ def test_divergence_is_one_line_and_keeps_the_state(
     assert f"{model}." in str(error.value)  # where its parameters stand
     assert (tmp_path / "state.safetensors").read_bytes() == before
     assert files.read_json(tmp_path / "status.json")["stopped"] == str(error.value)
+
+
+def fitted(smoke, folder, lr, restarts=0):
+    return engine.fit_again(
+        lambda: task_of(smoke, "winn3d", lr=lr, passes=3),
+        folder,
+        restarts=restarts,
+        name="x",
+        progress=False,
+    )
+
+
+def test_a_run_begun_again_is_the_run_at_half_the_rates(smoke, tmp_path, monkeypatch, capsys):
+    calls, sizes, runs_at = spied(monkeypatch, winn3d, "guard"), {}, {}
+    for lr in (0.2, 0.1):
+        runs_at[lr] = fitted(smoke, tmp_path / str(lr), lr)
+        sizes[lr] = max(abs(v) for given, _, _ in calls for v in given[0].values())
+        calls.clear()
+    assert sizes[0.2] > 1.1 * sizes[0.1]
+    monkeypatch.setattr(winn3d, "LIMIT", (sizes[0.2] + sizes[0.1]) / 2)
+    folder = tmp_path / "again"
+    again = fitted(smoke, folder, 0.2, restarts=1)
+    assert same(weights(again.critic), weights(runs_at[0.1].critic))
+    assert (folder / "log.csv").read_text() == (tmp_path / "0.1" / "log.csv").read_text()
+    (reason,) = engine.read_restarts(folder)
+    assert reason.startswith("the critic diverged: f_")
+    assert f"{reason}. Begun again at 0.5 of the rates" in capsys.readouterr().err
+
+
+def test_a_run_begins_again_so_many_times_and_then_stops(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(winn3d, "LIMIT", 0.0)
+    for _ in range(2):  # the second call goes on where the first gave up
+        with pytest.raises(engine.Diverged, match="the critic diverged"):
+            fitted(smoke, tmp_path, 0.1, restarts=2)
+        assert len(engine.read_restarts(tmp_path)) == 2
+    assert "the critic diverged" in files.read_json(tmp_path / "status.json")["stopped"]
+
+
+def test_a_run_begun_again_says_so_in_its_record(smoke, monkeypatch):
+    run = runs.Run("smoke", "winn3d", "chair", 0)
+    folder = runs.state_folder(run, smoke)
+    folder.mkdir(parents=True)
+    files.write_json(folder / "restarts.json", {"reasons": ["the critic diverged: f is 1e7"]})
+    facts = files.read_json(runs.train(run, smoke, progress=False) / "run.json")
+    assert facts["restarts"] == ["the critic diverged: f is 1e7"]
+    assert "- Restarts: the critic diverged: f is 1e7." in cards.card(facts, draws=True)
+    assert {runs.model(m).restarts for m in MODELS} == {2}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 2e6])

@@ -9,6 +9,7 @@ import torch
 
 from lib import config, data, evaluate, files, heldout, metrics, report
 from lib.errors import StudyError
+from lib.train import runs
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +341,36 @@ def test_costs_are_those_that_runs_recorded(gallery, smoke, smoke_chair):
     ]
     page = report.table_page(report.table("cost", smoke, rows, judge=""))
     assert "0.500" in page and "As measured on: a CPU." in page
+
+
+def test_a_joint_run_has_its_cost_in_a_column_of_its_own(smoke, monkeypatch):
+    run = runs.Run("smoke", "winn3d", "all", 0)
+    monkeypatch.setattr(evaluate, "judged_runs", lambda profile: [])
+    monkeypatch.setattr(evaluate, "joint_runs", lambda profile: [run])
+    facts = {"hours": 0.5, "seconds per sample": 0.25, "device": "a CPU"}
+    monkeypatch.setattr(evaluate.files, "read_json", lambda path: facts)
+    rows = [(r["row"], r["category"], r["estimate"].value) for r in evaluate.cost_rows(smoke)]
+    assert rows == [("3DWINN", "all", 0.5), ("3DWINN", "all", 0.25)]
+
+
+def test_shares_by_frequency_follow_the_training_split(gallery, smoke):
+    """Answers that are sure make the score the exponential of the mixture's entropy."""
+    sure = {c: np.eye(10)[[k] * 8] for k, c in enumerate(smoke.categories)}
+    counts = {"chair": 40, smoke.categories[1]: 10}
+    assert set(counts) == set(smoke.categories)
+    seen = {
+        "real train": {
+            c: evaluate.Seen(np.zeros((n, 1)), sure[c][:1].repeat(n, 0)) for c, n in counts.items()
+        },
+        "sure": {c: evaluate.Seen(np.zeros((8, 1)), p) for c, p in sure.items()},
+    }
+    found = {
+        r["metric"]: r
+        for r in evaluate.inception_rows(dataclasses.replace(gallery, seen=seen, joint={}))
+        if r["row"] == "sure"
+    }
+    by_frequency = found["inception score, by frequency, one split"]
+    assert by_frequency["n_samples"] == 8 + 2 and by_frequency["headline"] == 0
+    p = np.array([0.8, 0.2])
+    assert by_frequency["estimate"].value == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert found["inception score, one split"]["estimate"].value == pytest.approx(2)

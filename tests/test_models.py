@@ -329,13 +329,23 @@ def test_blocked_convolution_is_the_convolution(side, kernel, stride):
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, generator=noise)
     x = torch.randn(2, 2, *(side,) * 3, generator=noise, dtype=torch.float64, requires_grad=True)
-    found, expected = desnet3d.blocked_convolution(x, layer), layer(x)
+    found, expected = desnet3d.BlockedConvolution(layer)(x), layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     weights = torch.randn(expected.shape, generator=noise, dtype=torch.float64)
     inputs = (x, layer.weight, layer.bias)
     pairs = [torch.autograd.grad((y * weights).sum(), inputs) for y in (found, expected)]
     for a, b in zip(*pairs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_layers_laid_out_once_are_those_of_every_call(blocked):
+    network, x = descriptor_of(blocked=blocked), voxels_of(2, 12)
+    layers = network.layers(torch.float32)
+    assert torch.equal(network.energy(x, layers), network.energy(x))
+    with torch.no_grad():
+        network.convolutions[0].weight.mul_(2)
+    assert torch.equal(network.energy(x, layers), network.energy(x)) is not blocked
 
 
 def test_energy_is_minus_f_of_the_critic():

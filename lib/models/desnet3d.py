@@ -15,10 +15,13 @@ the second layer pads 2 before and 3 after.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, pad, relu
+
+Layers = list[Callable[[Tensor], Tensor]]
 
 RELEASED = dict(channels=(200, 100), kernels=(16, 6), strides=(3, 2))
 
@@ -32,7 +35,9 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 class Descriptor(nn.Module):
     """Voxels (B, 1, D, D, D) to f(Y) (B,) with Y = x - mean; s is the reference's deviation.
 
-    blocked: compute the same convolutions as ``blocked_convolution``, which bfloat16 wants.
+    blocked: compute the same convolutions as ``BlockedConvolution``, which bfloat16 wants.
+    ``layers`` of the methods are ``self.layers()``; chains give them, so that weights which stay
+    as they are for many steps are laid out once.
     """
 
     def __init__(
@@ -57,35 +62,47 @@ class Descriptor(nn.Module):
             side = math.ceil(side / stride)
         self.head = nn.Conv3d(channels[-1], 1, side)
 
-    def responses(self, x: Tensor) -> list[Tensor]:
+    def layers(self, dtype: torch.dtype | None = None) -> Layers:
+        """The convolutions but the last with the weights they have now, in ``dtype`` if given."""
+        if not self.blocked:
+            return list(self.convolutions)
+        return [BlockedConvolution(convolution, dtype) for convolution in self.convolutions]
+
+    def responses(self, x: Tensor, layers: Layers | None = None) -> list[Tensor]:
         """Activations of every convolution but the last (its classifier's features)."""
         out, y = [], x - self.mean
-        for convolution, (before, after) in zip(self.convolutions, self.paddings, strict=True):
-            y = pad(y, (before, after) * 3)
-            y = relu(blocked_convolution(y, convolution) if self.blocked else convolution(y))
+        for layer, (before, after) in zip(layers or self.layers(), self.paddings, strict=True):
+            y = relu(layer(pad(y, (before, after) * 3)))
             out.append(y)
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.responses(x)[-1]).flatten()
+    def forward(self, x: Tensor, layers: Layers | None = None) -> Tensor:
+        return self.head(self.responses(x, layers)[-1]).flatten()
 
-    def energy(self, x: Tensor) -> Tensor:
+    def energy(self, x: Tensor, layers: Layers | None = None) -> Tensor:
         """E(Y) = |Y|^2 / (2 s^2) - f(Y), (B,): f enters with a minus sign (Eq. 1)."""
         y = (x - self.mean).flatten(1)
-        return y.square().sum(1) / (2 * self.s**2) - self(x)
+        return y.square().sum(1) / (2 * self.s**2) - self(x, layers)
 
 
-def blocked_convolution(x: Tensor, convolution: nn.Conv3d) -> Tensor:
+class BlockedConvolution:
     """A strided convolution as one of stride 1 on blocks of stride^3 voxels: the same sums.
 
     Large kernels of stride 3 and 2 are slow in bfloat16 on CPUs; many channels at stride 1 are
-    fast, though the kernel is padded to whole blocks (18 for 16 at stride 3).
+    fast, though the kernel is padded to whole blocks (18 for 16 at stride 3). The weight is laid
+    out here, once, and its gradient goes back to the convolution's.
     """
-    stride, kernel = convolution.stride[0], convolution.kernel_size[0]
-    weight = pad(convolution.weight, (0, -kernel % stride) * 3)
-    side = ((x.shape[-1] - kernel) // stride + 1) * stride + weight.shape[-1] - stride
-    x = pad(x, (0, side - x.shape[-1]) * 3)
-    return conv3d(_blocks(x, stride), _blocks(weight, stride), convolution.bias)
+
+    def __init__(self, convolution: nn.Conv3d, dtype: torch.dtype | None = None):
+        self.stride, self.kernel = convolution.stride[0], convolution.kernel_size[0]
+        weight = pad(convolution.weight, (0, -self.kernel % self.stride) * 3)
+        self.reach = weight.shape[-1] - self.stride
+        self.weight, self.bias = _blocks(weight, self.stride).to(dtype), convolution.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        side = ((x.shape[-1] - self.kernel) // self.stride + 1) * self.stride + self.reach
+        x = pad(x, (0, side - x.shape[-1]) * 3)
+        return conv3d(_blocks(x, self.stride), self.weight, self.bias)
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:

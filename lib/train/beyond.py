@@ -157,6 +157,7 @@ MODEL = Model(
     task=_task,
     build=_build,
     sample=_sample,
+    restarts=2,
     sampling=("average",),
     modules=(
         "lib/losses.py",

@@ -1,5 +1,7 @@
 """Training of 3D DescriptorNet (Xie et al. 2018): maximum likelihood with persistent chains."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -128,13 +130,13 @@ def _check(step: int, reach: float, size: float) -> None:
     """Raises Diverged where chains leave every sound range, or f (``size`` is |f|) does."""
     if not reach < LIMIT:
         raise Diverged(
-            f"the chains diverged: |Y| reaches {reach:.3g} at step {step}; the last checkpoint "
-            "is kept. Lower desnet3d.lr or set desnet3d.clip in params"
+            f"the chains diverged: |Y| reaches {reach:.3g} at step {step}",
+            "Lower desnet3d.lr or set desnet3d.clip in params",
         )
     if not size < CEILING:
         raise Diverged(
-            f"the network diverged: |f| reaches {size:.3g} at step {step}; the last checkpoint "
-            "is kept. Lower desnet3d.lr in params"
+            f"the network diverged: |f| reaches {size:.3g} at step {step}",
+            "Lower desnet3d.lr in params",
         )
 
 
@@ -146,14 +148,13 @@ def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
 
 def run_chains(desnet: config.Desnet3d, network, x: Tensor, *, steps: int, noise) -> Tensor:
     """Langevin dynamics of voxels x (B, 1, D, D, D) on the network's energy."""
-    box = (0.0, 1.0) if desnet.clip else None
+    box, dtype = (0.0, 1.0) if desnet.clip else None, device.dtype(desnet.dtype)
     with (
         samplers.frozen(network),
         device.autocast(x.device, desnet.dtype),
     ):
-        return samplers.langevin(
-            network.energy, x, delta=desnet.delta, steps=steps, noise=noise, box=box
-        )
+        energy = functools.partial(network.energy, layers=network.layers(dtype))
+        return samplers.langevin(energy, x, delta=desnet.delta, steps=steps, noise=noise, box=box)
 
 
 def sample_chains(
@@ -192,6 +193,7 @@ MODEL = Model(
     task=_task,
     build=_build,
     sample=_sample,
+    restarts=2,
     modules=(
         "lib/models/desnet3d.py",
         "lib/models/gan3d.py",

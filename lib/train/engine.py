@@ -30,7 +30,11 @@ from lib.train.ranks import Alone
 
 
 class Diverged(StudyError):
-    """A run left the range in which it can learn; it would again, until its parameters change."""
+    """A run left the range in which it can learn: what was found, and what to do about it."""
+
+    def __init__(self, finding: str, advice: str = ""):
+        super().__init__(f"{finding}; the last checkpoint is kept. {advice}".strip())
+        self.finding = finding
 
 
 class Locked(StudyError):
@@ -99,7 +103,7 @@ class Model:
     task(profile, split, seed, where) -> Task; build(profile) -> {name: network};
     sample(profile, networks, seeds) -> probabilities (N, D, D, D), or None for classifiers;
     ``sampling`` names the networks that it needs, the only ones published for one category.
-    ``modules`` are the model's files whose code decides what training computes.
+    A run that diverges is begun again ``restarts`` times at most. ``modules`` are the model's files whose code decides what training computes.
     """
 
     task: Callable
@@ -107,6 +111,7 @@ class Model:
     modules: tuple[str, ...]
     sample: Callable | None = None
     sampling: tuple[str, ...] = ()
+    restarts: int = 0
 
 
 # Files that decide what training computes for every model.
@@ -238,6 +243,47 @@ def fit(
     return step == task.n_steps
 
 
+def fit_again(
+    make: Callable[[], Task], folder: Path, *, restarts: int, **options: object
+) -> Task | None:
+    """``fit`` of what ``make`` builds, begun again at half the rates where it diverges.
+
+    Returns the complete task, or None when the deadline came first. The reasons are kept in
+    ``restarts.json``; after ``restarts`` of them Diverged is raised. A run begins again at its
+    start, not at its last checkpoint: where that lies depends on the clock, and runs must repeat.
+    """
+    while True:
+        task = make()
+        reasons = task.ranks.agree(lambda: read_restarts(folder))
+        for optimizer in task.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5 ** len(reasons)
+        try:
+            return task if fit(task, folder, **options) else None
+        except Diverged as error:
+            if len(reasons) >= restarts:
+                raise
+            again = [*reasons, error.finding]
+            task.ranks.agree(lambda: _begin_again(folder, again))
+
+
+def read_restarts(folder: Path) -> list[str]:
+    """Why the run in ``folder`` was begun again, a sentence a time."""
+    path = folder / "restarts.json"
+    return files.read_json(path)["reasons"] if path.is_file() else []
+
+
+def _begin_again(folder: Path, reasons: list[str]) -> None:
+    """Forget the diverged state first: killed in between, the run diverges and comes here again."""
+    for left in (*folder.glob("state.safetensors*"), folder / "status.json"):
+        left.unlink(missing_ok=True)
+    files.write_json(folder / "restarts.json", {"reasons": reasons})
+    print(
+        f"warning: {folder.name}: {reasons[-1]}. Begun again at {0.5 ** len(reasons):g} of the rates",
+        file=sys.stderr,
+    )
+
+
 def _deferred_signals() -> tuple[list[int], Callable[[], None]]:
     """Collect SIGINT and SIGTERM instead of being cut in the middle of a step; and how to undo it.
 
@@ -255,8 +301,8 @@ def _guard(logged: dict, name: str, step: int) -> None:
     for key, value in logged.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise Diverged(
-                f"{name}: {key} became {value} at step {step}; the last checkpoint is kept. Lower "
-                "the learning rate or change the seed in params"
+                f"{name}: {key} became {value} at step {step}",
+                "Lower the learning rate or change the seed in params",
             )
 
 

@@ -156,15 +156,18 @@ def key(run: Run, profile: config.Profile) -> str:
         "parameters": section,
         "side": profile.data.side,
         "data": data.card(profile.data)["hash"],
-        "recipe": recipes()[run.model]["recipe"],
-    }
+    } | code_key(run.model, run.profile)
     if model(run.model).sample:
         parts["n_samples"] = n_samples(run, profile)
         parts["thresholds"] = thresholds(profile, "gan3d")
-    if run.profile in LOCAL:
-        parts["code"] = syntax_hash(run.model)
     text = json.dumps(parts, sort_keys=True)
     return f"{run.id}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def code_key(name: str, profile: str) -> dict[str, int | str]:
+    """What a result of a model depends on in its code: the recipe; in smoke and quick, all of it."""
+    recipe = {"recipe": recipes()[name]["recipe"]}
+    return recipe | {"code": syntax_hash(name)} if profile in LOCAL else recipe
 
 
 def state_folder(run: Run, profile: config.Profile) -> Path:
@@ -195,23 +198,35 @@ def train(
         where = device.pick(profile.device)
         where = together.where or where
         split = data.load_train(profile.data).category(run.category)
-        task = model(run.model).task(profile, split, run.seed, where)
-        if together.size > 1 and task.gradients is None:
-            raise StudyError(
-                f"{run.model} is trained on one device: a share of its batch does not train as "
-                "the whole does; train other runs beside it instead"
-            )
-        task.ranks, task.fused = together, device.fused(profile.device, where)
-        progress = progress and together.rank == 0
-        if not engine.fit(task, folder, name=run.id, deadline=deadline, progress=progress):
+        trained = engine.fit_again(
+            lambda: _task(run, profile, split, where, together),
+            folder,
+            restarts=model(run.model).restarts,
+            name=run.id,
+            deadline=deadline,
+            progress=progress and together.rank == 0,
+        )
+        if trained is None or together.rank > 0:
             return None
-        if together.rank > 0:
-            return None
-        files.commit_folder(final, lambda stage: _finalise(stage, run, profile, task, folder))
+        files.commit_folder(final, lambda stage: _finalise(stage, run, profile, trained, folder))
         # The final folder holds all that is needed from here on.
         for leftover in folder.glob("state.safetensors*"):
             leftover.unlink()
     return final
+
+
+def _task(
+    run: Run, profile: config.Profile, split: data.Split, where, together: ranks.Alone
+) -> engine.Task:
+    """A run's task before its first step; StudyError where several processes cannot share it."""
+    task = model(run.model).task(profile, split, run.seed, where)
+    if together.size > 1 and task.gradients is None:
+        raise StudyError(
+            f"{run.model} is trained on one device: a share of its batch does not train as "
+            "the whole does; train other runs beside it instead"
+        )
+    task.ranks, task.fused = together, device.fused(profile.device, where)
+    return task
 
 
 def _completed(held: contextlib.ExitStack, folder: Path) -> bool:
@@ -243,6 +258,8 @@ def _finalise(
         for threshold in thresholds(profile, run.model):
             grids = (shapes > threshold).numpy()
             voxel.save_voxels(stage / samples_file(threshold, kind), grids)
+    if reasons := engine.read_restarts(folder):
+        facts["restarts"] = reasons
     facts["weights"] = {p.name: files.sha256(p) for p in sorted(stage.glob("*.safetensors"))}
     files.write_json(stage / "run.json", facts)
 

@@ -226,8 +226,8 @@ def guard(values: dict[str, float], section: str) -> None:
     for name, value in values.items():
         if not abs(value) < LIMIT:
             raise Diverged(
-                f"the critic diverged: {name} is {value:.3g}; the last checkpoint is kept. Raise "
-                f"{section}.penalty or lower {section}.lr in params"
+                f"the critic diverged: {name} is {value:.3g}",
+                f"Raise {section}.penalty or lower {section}.lr in params",
             )
 
 
@@ -294,6 +294,7 @@ MODEL = Model(
     task=_task,
     build=_build,
     sample=_sample,
+    restarts=2,
     modules=(
         "lib/losses.py",
         "lib/models/gan3d.py",
