@@ -464,9 +464,8 @@ class LearningCurve:
 class Ablation:
     """The budget of one reading in the ablations; all else is the section of its model.
 
-    ``shapes`` (of a category) and ``epochs`` are those of the supervised network, ``learning_steps``
-    of 3D DescriptorNet, which observes ``new`` shapes with as many chains at each; the rest is
-    3DWINN's.
+    ``shapes`` (of a category) and ``epochs`` are those of the supervised network; 3D DescriptorNet
+    takes ``learning_steps``, each with ``new`` shapes and as many chains; the rest is 3DWINN's.
     """
 
     category: str

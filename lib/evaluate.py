@@ -25,6 +25,8 @@ REFERENCES = ("test", "train")  # the first is the headline
 POOLED = {"3DWINN": "3DWINN-separate-multi"}
 # One model of all categories: its samples, and the sets that only some runs have.
 JOINT = {"samples": "joint-single", "multi": "joint-multi"}
+# The distances of Table 3 and of the headline, to the names of their tables.
+DISTANCES = {"fid": metrics.frechet_distance, "kid": metrics.kernel_distance}
 SIDE = 30
 # Trained on shapes of their own, test shapes perhaps among them: no table shows these.
 UNJUDGED = ("gan64",)
@@ -230,14 +232,14 @@ def compare(
     return Estimate.of_draws(values), n
 
 
-def distance_rows(gallery: Gallery, table: str, statistic) -> Iterable[dict]:
-    """Rows of table ``fid`` or ``kid``: every row against test (headline) and train.
+def distance_rows(gallery: Gallery, table: str) -> Iterable[dict]:
+    """Rows of a table of ``DISTANCES``: every row against test (headline) and train.
 
     ``excess`` is the distance above real train shapes at the same n; its interval is that of the
     distance, without the spread of what is taken off. A Frechet distance grows as n
     shrinks, so cells that cannot have the common n stay empty; the unbiased kernel distance may.
     """
-    settings = gallery.profile.evaluation
+    settings, statistic = gallery.profile.evaluation, DISTANCES[table]
     floor = {}
     for reference, row in itertools.product(REFERENCES, gallery.seen):
         for category, seen in gallery.seen[row].items():
@@ -317,8 +319,8 @@ def _inception(
 ) -> Iterable[dict]:
     """The score of so many shapes of every pool (N, K) together, in splits and whole.
 
-    shares: named behind the score's own name, where they are not the usual ones. The score of a split grows with its size, so a row with fewer shapes has fewer splits, not
-    smaller ones.
+    shares: named behind the score's own name, where they are not the usual ones. The score of a
+    split grows with its size, so a row with fewer shapes has fewer splits, not smaller ones.
     """
     settings = profile.evaluation
     per_split = settings.n_equal * len(profile.categories) // settings.n_splits
@@ -365,8 +367,9 @@ def pooled_name(row: str) -> str:
 def cost_rows(profile: config.Profile) -> Iterable[dict]:
     """Rows of table ``cost``: hours of training and seconds a sample of every trained run.
 
-    A model of all categories stands in the column ``all``, whatever it is sampled by. As measured on the device that the note names; runs of one profile may differ in it. Profiles
-    whose bytes must repeat record no hours and give no rows.
+    A model of all categories stands in the column ``all``, whatever it is sampled by. As measured
+    on the device that the note names; runs of one profile may differ in it. Profiles whose bytes
+    must repeat record no hours and give no rows.
     """
     for run in [*judged_runs(profile), *joint_runs(profile)]:
         facts = files.read_json(run.samples / "run.json")
@@ -394,8 +397,7 @@ def generation_tables(gallery: Gallery) -> dict[str, list[dict]]:
     """The four tables of 20_generation, as rows of estimates."""
     return {
         "inception": list(inception_rows(gallery)),
-        "fid": list(distance_rows(gallery, "fid", metrics.frechet_distance)),
-        "kid": list(distance_rows(gallery, "kid", metrics.kernel_distance)),
+        **{name: list(distance_rows(gallery, name)) for name in DISTANCES},
         "class_probability": list(class_probability_rows(gallery)),
     }
 
@@ -484,9 +486,8 @@ def evaluate_file(profile: config.Profile, grids: np.ndarray, category: str) -> 
     found["class probability"] = _ends(p, len(grids))
     found["fraction of real test"] = _ends(Estimate(*(v / top.value for v in p)), len(grids))
     found["mean occupancy"] = float(grids.mean())
-    statistics = {"fid": metrics.frechet_distance, "kid": metrics.kernel_distance}
     found["real train"] = {}
-    for name, statistic in statistics.items():
+    for name, statistic in DISTANCES.items():
         for reference in known:
             key = ("file", name, category, reference)
             real_features = known[reference].features

@@ -569,7 +569,7 @@ def curves(
     table: DataFrame, or mapping of equally long arrays; columns: what to draw; x: the common
     abscissa; by: a column that splits the rows into lines; log: columns with a logarithmic axis;
     sharey: one scale for all panels.
-    Rows where a column is missing (NaN) are left out of its line.
+    Rows where a column is missing (NaN) are left out of its line; a line of one row is a dot.
     """
     table = pd.DataFrame(table)
     columns = list(columns)
@@ -582,7 +582,8 @@ def curves(
         for axes, column in zip(panels, columns, strict=True):
             for name, rows in groups:
                 rows = rows[[x, column]].dropna()
-                axes.plot(rows[x], rows[column], label=None if name is None else str(name))
+                style = {"marker": "o" if len(rows) == 1 else "", "ms": 4}
+                axes.plot(rows[x], rows[column], label=None if name is None else str(name), **style)
             axes.set(title=column, xlabel=x, yscale="log" if column in log else "linear")
             axes.xaxis.set_major_locator(MaxNLocator(5))
         if by:
@@ -637,6 +638,13 @@ def bars_with_intervals(
         if title:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def shares(table: Mapping[str, Sequence[float]], names: Sequence[str]) -> Figure:
+    """Draw the share that each row has of every category: row -> one share a name."""
+    wide = pd.DataFrame(table, index=list(names)).rename_axis("row").reset_index()
+    rows = wide.melt("row", var_name="category").assign(metric="share", low="", high="")
+    return bars_with_intervals(rows, "share", label="share of shapes")
 
 
 def _label_columns(panels: Sequence, columns: int, label: str) -> None:

@@ -16,10 +16,9 @@ from lib import config, evaluate, metrics
 from lib.metrics import Estimate
 from lib.train import runs
 
-# The headline of each generation table that a judge fills cell by cell, and how it is computed.
-STATISTICS = {"kid": metrics.kernel_distance, "fid": metrics.frechet_distance}
 PROBABILITY = "class probability"
-METRICS = (*STATISTICS, PROBABILITY)
+# The headline of each generation table that a judge fills cell by cell, the study's own first.
+METRICS = ("kid", "fid", PROBABILITY)
 JUDGE = runs.MODELS["judge"]
 PAIRS = "pairs of rows"
 
@@ -49,7 +48,7 @@ def verdicts(profile: config.Profile, judges: list[evaluate.Judge], progress=ite
 
 
 def _cells(gallery: evaluate.Gallery) -> Iterable[dict]:
-    rows = [evaluate.distance_rows(gallery, name, of) for name, of in STATISTICS.items()]
+    rows = [evaluate.distance_rows(gallery, n) for n in METRICS if n in evaluate.DISTANCES]
     rows.append(evaluate.class_probability_rows(gallery))
     for found in itertools.chain(*rows):
         if found["metric"] in METRICS and found["headline"]:
@@ -127,7 +126,7 @@ def _accuracy(metric: str, estimate: Estimate, n: int, n_seeds: int, note: str) 
 def table_rows(found: pd.DataFrame) -> Iterable[dict]:
     """Rows of table ``judges`` from ``verdicts``: every cell under every judge, then agreement."""
     for cell in found.itertuples():
-        distance = cell.metric in STATISTICS
+        distance = cell.metric in evaluate.DISTANCES
         yield dict(
             row=cell.row,
             category=cell.category,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib import rng
 from lib.models.gan3d import Generator
@@ -44,9 +45,13 @@ def frozen(network: nn.Module) -> Iterator[None]:
 def in_batches(
     draw: Callable[[list[int]], np.ndarray], seeds: list[int], batch: int = 32
 ) -> np.ndarray:
-    """What ``draw`` gives for all seeds, a few at a time; only memory depends on ``batch``."""
-    parts = [draw(seeds[i : i + batch]) for i in range(0, len(seeds), batch)]
-    return np.concatenate(parts)
+    """What ``draw`` gives for all seeds, a few at a time; only memory depends on ``batch``.
+
+    A terminal sees how far it is, once that takes longer than two seconds.
+    """
+    parts = range(0, len(seeds), batch)
+    shown = dict(desc="shapes", unit="batch", delay=2, leave=False, disable=None)
+    return np.concatenate([draw(seeds[i : i + batch]) for i in tqdm(parts, **shown)])
 
 
 @torch.no_grad()
@@ -97,7 +102,7 @@ def network_noise(side: int, generator: torch.Generator) -> Tensor:
     """An image of a random network, (1, D, D, D) in [0, 1]: WINN's start, in three dimensions.
 
     U(-1, 1) on a grid of an eighth of the side goes through three 5^3 convolutions of N(0, .1^2)
-    with doubling between; 3DWINN found it less efficient than Gaussian noise.
+    with doubling between. 3DWINN's authors find that it may not serve as well as in 2D.
     """
     x = torch.rand(1, 64, *(side // 8,) * 3, generator=generator) * 2 - 1
     for c_in, c in ((64, 32), (32, 16), (16, 1)):

@@ -94,6 +94,7 @@ SMALLEST = {
     "climb": lambda: energy.climb_case(8, 2, memory=False),
     "critic": lambda: energy.update_case(8, 2, memory=False),
     "critic, plain in bfloat16": lambda: energy.update_case(8, 2, "bfloat16", memory=False),
+    "wander": lambda: energy.wander_case(8, 2, memory=False),
     "descend": lambda: energy.descend_case(8, 2, memory=False),
     "rounded": lambda: rounded.case(4, 4, 2),
     "sqrtm": lambda: frechet.case(frechet.square_root, 20, 32, memory=False),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import config, evaluate, judges, metrics, report
+from lib import config, evaluate, judges, report
 from lib.errors import StudyError
 from lib.train import runs
 
@@ -31,7 +31,7 @@ def found(two, smoke, smoke_chair):
 def test_the_first_judge_says_what_the_generation_tables_say(found, two, smoke):
     gallery = evaluate.look_at_everything(smoke, two[0])
     own = found[found["judge"] == 0].set_index(["metric", "row", "category"])
-    for row in evaluate.distance_rows(gallery, "kid", metrics.kernel_distance):
+    for row in evaluate.distance_rows(gallery, "kid"):
         if row["metric"] == "kid" and row["headline"] and row["row"] not in gallery.variants:
             cell = own.loc[("kid", row["row"], row["category"])]
             assert tuple(cell[["value", "low", "high"]]) == tuple(row["estimate"])

@@ -7,6 +7,7 @@ checkpoint holds tensors and counters only, and N steps equal N/2, a kill, and N
 import contextlib
 import csv
 import fcntl
+import functools
 import io
 import math
 import os
@@ -103,7 +104,8 @@ class Model:
     task(profile, split, seed, where) -> Task; build(profile) -> {name: network};
     sample(profile, networks, seeds) -> probabilities (N, D, D, D), or None for classifiers;
     ``sampling`` names the networks that it needs, the only ones published for one category.
-    A run that diverges is begun again ``restarts`` times at most. ``modules`` are the model's files whose code decides what training computes.
+    A run that diverges is begun again ``restarts`` times at most. ``modules`` are the model's files
+    whose code decides what training computes.
     """
 
     task: Callable
@@ -263,8 +265,8 @@ def fit_again(
         except Diverged as error:
             if len(reasons) >= restarts:
                 raise
-            again = [*reasons, error.finding]
-            task.ranks.agree(lambda: _begin_again(folder, again))
+            again = functools.partial(_begin_again, folder, [*reasons, error.finding])
+            task.ranks.agree(again)
 
 
 def read_restarts(folder: Path) -> list[str]:
@@ -278,10 +280,8 @@ def _begin_again(folder: Path, reasons: list[str]) -> None:
     for left in (*folder.glob("state.safetensors*"), folder / "status.json"):
         left.unlink(missing_ok=True)
     files.write_json(folder / "restarts.json", {"reasons": reasons})
-    print(
-        f"warning: {folder.name}: {reasons[-1]}. Begun again at {0.5 ** len(reasons):g} of the rates",
-        file=sys.stderr,
-    )
+    again = f"Begun again at {0.5 ** len(reasons):g} of the rates"
+    print(f"warning: {folder.name}: {reasons[-1]}. {again}", file=sys.stderr)
 
 
 def _deferred_signals() -> tuple[list[int], Callable[[], None]]:

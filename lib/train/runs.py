@@ -165,7 +165,7 @@ def key(run: Run, profile: config.Profile) -> str:
 
 
 def code_key(name: str, profile: str) -> dict[str, int | str]:
-    """What a result of a model depends on in its code: the recipe; in smoke and quick, all of it."""
+    """What a model's results depend on in its code: the recipe; in smoke and quick, all of it."""
     recipe = {"recipe": recipes()[name]["recipe"]}
     return recipe | {"code": syntax_hash(name)} if profile in LOCAL else recipe
 
