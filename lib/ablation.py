@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import config, data, device, figures, paths
+from lib import config, data, device, figures, metrics, paths, voxel
 from lib.train import desnet3d, engine, introspective, runs, winn3d
 
 # Named here rather than looked up, so that the pipeline sees what a reading depends on.
@@ -29,7 +29,9 @@ def compare(
     and with a line an epoch; or ``desnet3d``, with a line every few learning steps.
     readings: name -> changed keys of the model's section; all share the
     budget of the section ``ablation``. A reading that diverges ends there, with the reason in the
-    column ``diverged``. Shapes are bool (n, D, D, D). Complete readings are taken up as they are.
+    column ``diverged``. Shapes are bool (n, D, D, D); in the last line of a reading ``nearest`` is
+    the mean IoU of each with the training shape that it overlaps most. Complete readings are taken
+    up as they are.
     """
     logs, shapes = [], {}
     for name, changes in readings.items():
@@ -67,7 +69,11 @@ def _train(
             reason = str(error)
     log = _log(folder).assign(diverged=reason)
     log["gap"] = log["f_real"] - log["f_pool"]
-    return log, _newest(task, model, profile.ablation.new) > profile.evaluation.threshold
+    shapes = _newest(task, model, profile.ablation.new) > profile.evaluation.threshold
+    real = data.model_grid(split.voxels[~split.validation], profile.data.side)
+    iou = metrics.nearest_by_iou(voxel.pack(shapes), voxel.pack(real))[1]
+    log.loc[log.index[-1], "nearest"] = iou.mean()
+    return log, shapes
 
 
 def _newest(task: engine.Task, model: str, n: int) -> np.ndarray:

@@ -239,7 +239,8 @@ def sample(options) -> None:
     from lib.train import runs
 
     run = runs.Run(profile.name, options.model, options.category, options.run_seed).checked()
-    most = voxel.MAX_VOXELS // profile.data.side**3
+    side = getattr(getattr(profile, run.model, None), "side", profile.data.side)
+    most = voxel.MAX_VOXELS // side**3
     if options.n > most:
         raise StudyError(f"-n must be at most {most} in one file, not {options.n}")
     runs.check_draws(run)

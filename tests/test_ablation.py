@@ -16,6 +16,24 @@ def test_readings_share_everything_but_what_they_name(workspace, smoke):
     assert (curves["first"]["f_real"].values != curves["other"]["f_real"].values).all()
     assert (shapes["first"] == shapes["again"]).all()
     assert shapes["first"].shape == (smoke.ablation.new, 24, 24, 24)
+    assert log["nearest"].notna().sum() == 3 and log["nearest"].dropna().between(0, 1).all()
+
+
+def test_the_nearest_training_shape_of_a_copy_is_itself(workspace, smoke, monkeypatch):
+    chairs = data.load_train(smoke.data).category("chair")
+    copies = data.model_grid(chairs.voxels[~chairs.validation][:2], 24)
+    monkeypatch.setattr(ablation, "_newest", lambda *_: copies.astype(np.float32))
+    log, shapes = ablation.compare(smoke, {"copies": {}})
+    assert log["nearest"].iloc[-1] == 1 and (shapes["copies"] == copies).all()
+
+
+def test_descriptors_chains_have_their_readings(workspace, smoke):
+    log, shapes = ablation.compare(smoke, {"on": {}, "off": {"noise_until": 0}}, model="desnet3d")
+    assert log["step"].max() == smoke.ablation.learning_steps
+    assert shapes["on"].shape == (smoke.ablation.new, 24, 24, 24)
+    last = log.groupby("reading").last()
+    assert last["f_pool"]["on"] != last["f_pool"]["off"]
+    assert (last["gap"] == last["f_real"] - last["f_pool"]).all()
 
 
 def test_a_reading_that_diverges_says_why_and_the_others_go_on(workspace, smoke, monkeypatch):

@@ -450,6 +450,9 @@ def test_fgsm_and_pgd_agree_with_foolbox(x, y, network):
         raw, _, _ = theirs(model, x, y, epsilons=eps)
         torch.testing.assert_close(attacks.fgsm(network, x, y, eps), raw)
         theirs = foolbox.attacks.LinfPGD(abs_stepsize=eps / 2, steps=4, random_start=False)
-        raw, _, _ = theirs(model, x, y, epsilons=eps)
+        raw, _, fooled = theirs(model, x, y, epsilons=eps)
         ours = attacks.iterative_fgsm(network, x, y, eps / 2, 4, ball=eps)
         torch.testing.assert_close(ours, raw)
+        # PGD leaves a shape at its first wrong answer; which ones are fooled must not differ.
+        ends = attacks.pgd(network, x, y, eps, eps / 2, 4, 1, (), random_start=False)
+        assert torch.equal(network(ends).argmax(1) != y, fooled)
