@@ -367,11 +367,12 @@ def pooled_name(row: str) -> str:
 def cost_rows(profile: config.Profile) -> Iterable[dict]:
     """Rows of table ``cost``: hours of training and seconds a sample of every trained run.
 
-    A model of all categories stands in the column ``all``, whatever it is sampled by. As measured
-    on the device that the note names; runs of one profile may differ in it. Profiles whose bytes
-    must repeat record no hours and give no rows.
+    A model of all categories has a row and a column of its own. As measured on the device that
+    the note names; runs of one profile may differ in it. Profiles whose bytes must repeat record
+    no hours and give no rows.
     """
     for run in [*judged_runs(profile), *joint_runs(profile)]:
+        joint = f"-{JOINT['samples']}" if run.category == "all" else ""
         facts = files.read_json(run.samples / "run.json")
         for fact, metric in (
             ("hours", "training hours"),
@@ -379,7 +380,7 @@ def cost_rows(profile: config.Profile) -> Iterable[dict]:
         ):
             if fact in facts:
                 yield dict(
-                    row=runs.MODELS[run.model],
+                    row=f"{runs.MODELS[run.model]}{joint}",
                     category=run.category,
                     metric=metric,
                     estimate=Estimate(facts[fact], math.nan, math.nan),

@@ -343,14 +343,14 @@ def test_costs_are_those_that_runs_recorded(gallery, smoke, smoke_chair):
     assert "0.500" in page and "As measured on: a CPU." in page
 
 
-def test_a_joint_run_has_its_cost_in_a_column_of_its_own(smoke, monkeypatch):
+def test_a_joint_run_has_its_cost_in_a_row_of_its_own(smoke, monkeypatch):
     run = runs.Run("smoke", "winn3d", "all", 0)
     monkeypatch.setattr(evaluate, "judged_runs", lambda profile: [])
     monkeypatch.setattr(evaluate, "joint_runs", lambda profile: [run])
     facts = {"hours": 0.5, "seconds per sample": 0.25, "device": "a CPU"}
     monkeypatch.setattr(evaluate.files, "read_json", lambda path: facts)
     rows = [(r["row"], r["category"], r["estimate"].value) for r in evaluate.cost_rows(smoke)]
-    assert rows == [("3DWINN", "all", 0.5), ("3DWINN", "all", 0.25)]
+    assert rows == [("3DWINN-joint-single", "all", 0.5), ("3DWINN-joint-single", "all", 0.25)]
 
 
 def test_shares_by_frequency_follow_the_training_split(gallery, smoke):
