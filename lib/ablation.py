@@ -88,12 +88,12 @@ def _budget(profile: config.Profile, model: str) -> tuple[dict, data.Split]:
     """Keys of the model's section that all readings share, and the shapes they train on."""
     budget, split = dataclasses.asdict(profile.ablation), data.load_train(profile.data)
     others = ("category", "shapes", "epochs", "learning_steps")
-    category, shapes, epochs, learning_steps = (budget.pop(name) for name in others)
+    category, shapes, epochs, _ = (budget.pop(name) for name in others)
     if model == "winn3d":
         return budget | {"snapshots": 0}, split.category(category)
     if model == "desnet3d":
         alike = dict.fromkeys(("observed", "batch", "chains"), budget["new"])
-        return alike | {"steps": learning_steps}, split.category(category)
+        return alike | {"steps": profile.ablation.learning_steps}, split.category(category)
     kept = split.validation.copy()
     for label in range(len(config.CATEGORIES)):
         kept[np.flatnonzero((split.labels == label) & ~split.validation)[:shapes]] = True

@@ -251,7 +251,7 @@ def test_a_file_that_is_no_text(params):
         ("winn3d", "layout", "blocked"),
         ("winn3d", "dtype", "half"),
         ("winn3d", "centre", "mean"),
-        ("winn3d", "stop", "never"),
+        ("winn3d", "stop", "sometimes"),
         ("winn3d", "start", "uniform"),
         ("winn3d", "batch", 7),
         ("winn3d", "positives", -1),
