@@ -72,16 +72,20 @@ def gather(profile: config.Profile) -> Material:
 
 
 def _foreign(profile: config.Profile, train: data.Split, test: data.Split) -> dict:
-    """``n_equal`` shapes a category of three anchors, and as many test shapes upside down."""
+    """``n_equal`` shapes a category of three anchors, and as many test shapes upside down.
+
+    Of all ten categories, as the test shapes that they are told from, whichever a profile
+    generates.
+    """
     n = profile.evaluation.n_equal
-    anchors = [evaluate.anchor_shapes(profile, c, train) for c in profile.categories]
+    anchors = [evaluate.anchor_shapes(profile, c, train) for c in config.CATEGORIES]
     found = {
         name: np.concatenate([evaluate.to_judge(profile, a[name][:n]) for a in anchors])
         for name in ("noise", "Bernoulli", "PCA-Gaussian")
     }
     filled = np.flatnonzero(test.voxels.any((1, 2, 3)))
     rows = rng.numpy_generator("supervised", "upside down").permutation(filled)
-    return found | {"upside down": test.voxels[rows[: n * len(profile.categories)], :, :, ::-1]}
+    return found | {"upside down": test.voxels[rows[: n * len(config.CATEGORIES)], :, :, ::-1]}
 
 
 def _turned(profile: config.Profile, test: data.Split) -> tuple[dict, str]:

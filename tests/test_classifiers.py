@@ -493,6 +493,24 @@ def test_f_detects_too_but_only_where_there_is_a_critic(asked):
     assert len(rows) == 4 * (len(answers) + 1)
 
 
+def test_foreign_shapes_stand_for_the_categories_of_those_they_are_told_from(asked, monkeypatch):
+    """A profile that generates two categories still asks about all ten, on both sides."""
+    profile, material, _ = asked
+    train, seen = data.load_train(profile.data), []
+    anchors = supervised.evaluate.anchor_shapes
+
+    def watched(settings, category, split):
+        seen.append(category)
+        return anchors(settings, category, split)
+
+    monkeypatch.setattr(supervised.evaluate, "anchor_shapes", watched)
+    found = supervised._foreign(profile, train, material.test)
+    known = {config.CATEGORIES[k] for k in material.test.labels}
+    assert set(seen) == known == set(config.CATEGORIES) != set(profile.categories)
+    n = len(known) * profile.evaluation.n_equal
+    assert {len(grids) for grids in found.values()} == {n}
+
+
 def test_several_seeds_are_averaged():
     labels = np.array([0, 1, 2, 3])
     a, b = np.array([1, 1, 0, 0], bool), np.array([1, 1, 1, 0], bool)
