@@ -24,6 +24,10 @@ PROTOCOLS = {
     "desnet3d": f"logistic, {VALIDATED}",
 }
 LOGISTIC = "logistic"
+CHOSEN = "SVM, scaling and C by cross-validation"  # of rows without a paper
+# Networks that nobody trained, beside 3DWINN's; and those that a trained model is compared with.
+UNTRAINED = ("gan3d", "desnet3d", "vae3d")
+KIN = {"beyond": "winn3d", "autoencoder": "vae3d"}  # of another model's shape; else its own
 # Features differ in scale, and C has one value here: equal scales make the shares comparable.
 SHARES_SCALING = "standardised"
 N_PERMUTATIONS = 10_000
@@ -34,7 +38,8 @@ class Row:
     """Features of both splits (N, F), (M, F) under the name of their row.
 
     protocol: what the row's paper does with them; None for rows without a paper, ours and the
-    controls, for which cross-validation chooses the scaling too.
+    controls, for which cross-validation chooses the scaling too. softmax: whether DescriptorNet's
+    own classifier is asked too. control: the row of the same network with random weights.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Row:
     test: np.ndarray
     note: str
     protocol: str | None = None
+    softmax: bool = False
+    control: str = ""
     run_ids: tuple[str, ...] = ()
 
 
@@ -61,21 +68,30 @@ class Found:
     """What was found of a row; its features are gone.
 
     answers: protocol -> categories (M,) of the test shapes; validated: protocol -> accuracy in
-    cross-validation; notes: protocol -> the C that was used. chosen: the protocol that stands in
-    the table. invalid: what a choice on the test split claims -> its answers (M,), how many it
-    chose from, and the protocol of the honest choice. shares: share of the labels -> accuracies
-    (draws,).
+    cross-validation; notes: protocol -> the C that was used; edges: the protocols whose C lies
+    on the edge of its grid. protocol: that of the row's paper, or None; svm: the SVM that
+    cross-validation prefers. invalid: what a choice on the test split claims -> its answers (M,),
+    how many it chose from, and the protocol of the honest choice. shares: share of the labels ->
+    accuracies (draws,).
     """
 
     row: str
     note: str
     run_ids: tuple[str, ...]
-    chosen: str = ""
+    protocol: str | None = None
+    control: str = ""
+    svm: str = ""
     answers: dict[str, np.ndarray] = field(default_factory=dict)
     validated: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    edges: list[str] = field(default_factory=list)
     invalid: dict[str, tuple[np.ndarray, int, str]] = field(default_factory=dict)
     shares: dict[float, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> str:
+        """The protocol that stands in the table."""
+        return self.protocol or self.svm
 
 
 def near_groups(split: data.Split) -> np.ndarray:
@@ -128,12 +144,19 @@ def trained_rows(where: Task, progress=iter) -> Iterator[Row]:
         joint = run.category == "all"
         name = runs.MODELS[run.model] + ("" if joint else f" ({run.category} only)")
         note = f"features trained on {'all ten categories' if joint else run.category + ' only'}"
-        common = dict(note=note, run_ids=(run.id,))
+        control = f"untrained {runs.MODELS[KIN.get(run.model, run.model)]}"
+        common = dict(note=note, run_ids=(run.id,), control=control)
         if run.model == "beyond":
             yield from _critic_rows(where, name, network, progress, **common)
         else:
             parts = _extracted(where, feature.function, network, progress)
-            yield Row(name, *parts, protocol=PROTOCOLS.get(run.model), **common)
+            protocol = PROTOCOLS.get(run.model)
+            yield Row(name, *parts, protocol=protocol, softmax=_softmax(run.model), **common)
+
+
+def _softmax(model: str) -> bool:
+    """Whether the model's paper classifies with a softmax layer."""
+    return PROTOCOLS.get(model, "").startswith(LOGISTIC)
 
 
 def control_rows(where: Task, progress=iter) -> Iterator[Row]:
@@ -146,17 +169,23 @@ def control_rows(where: Task, progress=iter) -> Iterator[Row]:
     note = "random weights, seed 0"
     critic = features.untrained("winn3d", where.profile, where.train)
     yield from _critic_rows(where, "untrained 3DWINN", critic, progress, note=note)
-    discriminator = features.untrained("gan3d", where.profile, where.train)
-    parts = _extracted(where, features.gan3d_features, discriminator, progress)
-    yield Row("untrained 3D-GAN", *parts, note=note)
+    for model in UNTRAINED:
+        function = features.of_model(model, where.profile).function
+        network = features.untrained(model, where.profile, where.train)
+        parts = _extracted(where, function, network, progress)
+        name = f"untrained {runs.MODELS[model]}"
+        yield Row(name, *parts, note=note, softmax=_softmax(model))
 
 
-def _critic_rows(where: Task, name: str, critic, progress, **rest) -> Iterator[Row]:
+def _critic_rows(
+    where: Task, name: str, critic, progress, control: str = "", **rest
+) -> Iterator[Row]:
     """The last block of a critic, which are 3DWINN's features, and all that ``layers`` has."""
     parts = _extracted(where, features.layer_features, critic, progress)
     n = critic.head.in_features
-    yield Row(name, *(part[:, -n:] for part in parts), **rest)
-    yield Row(f"{name}, layers", *parts, **rest)
+    yield Row(name, *(part[:, -n:] for part in parts), control=control, **rest)
+    control = control and f"{control}, layers"
+    yield Row(f"{name}, layers", *parts, control=control, **rest)
 
 
 def _extracted(where: Task, function, network, progress) -> list[np.ndarray]:
@@ -171,13 +200,12 @@ def _extracted(where: Task, function, network, progress) -> list[np.ndarray]:
 
 def classify(where: Task, row: Row) -> Found:
     """All classifiers on one row of features: every scaling, with C as published and validated."""
-    found = Found(row.name, row.note, row.run_ids)
+    found = Found(row.name, row.note, row.run_ids, row.protocol, row.control)
     for scaling in linear.SCALINGS:
         _support_vectors(where, row, scaling, found)
-    if row.protocol and row.protocol.startswith(LOGISTIC):
+    found.svm = max((f"{s}, {VALIDATED}" for s in linear.SCALINGS), key=found.validated.get)
+    if row.softmax:
         _logistic(where, row, found)
-    validated = {p: v for p, v in found.validated.items() if p.endswith(VALIDATED)}
-    found.chosen = row.protocol or max(validated, key=validated.get)
     return found
 
 
@@ -192,11 +220,24 @@ def _support_vectors(where: Task, row: Row, scaling: str, found: Found) -> None:
         name = f"{scaling}, {how}"
         found.answers[name], found.validated[name] = answers[i], float(validated[i])
         found.notes[name] = f"linear SVM, {scaling} features, C = {settings.cs[i]:g}"
+    _mark_edge(found, name, validated)
     right = (answers == where.test.labels).sum(1)
     claim = f"{scaling}, best C on the test split"
     found.invalid[claim] = answers[right.argmax()], len(answers), f"{scaling}, {VALIDATED}"
     if scaling == SHARES_SCALING:
         found.shares = _shares(where, kernel, across)
+
+
+def _mark_edge(found: Found, protocol: str, validated: np.ndarray) -> None:
+    """Say of a choice by cross-validation (len(cs),) that a better C may lie beyond its grid.
+
+    Where the next C inside does as well, going further out promises nothing.
+    """
+    i, last = int(validated.argmax()), len(validated) - 1
+    flat = i == 0 and last > 0 and validated[1] == validated[0]
+    if i in (0, last) and not flat:
+        found.edges.append(protocol)
+        found.notes[protocol] += f", the {'largest' if i else 'least'} tried"
 
 
 def _shares(where: Task, kernel: np.ndarray, across: np.ndarray) -> dict[float, np.ndarray]:
@@ -226,6 +267,7 @@ def _logistic(where: Task, row: Row, found: Found) -> None:
     found.answers[name] = linear.logistic(train, labels, c).predict(test)
     found.validated[name] = float(validated.max())
     found.notes[name] = f"multinomial logistic regression, standardised features, C = {c:g}"
+    _mark_edge(found, name, validated)
     epochs = linear.softmax_epochs(train, labels, test, settings.epochs, settings.epoch_lr)
     right = (epochs == where.test.labels).sum(1)
     found.answers[last := f"{LOGISTIC}, no penalty, last epoch"] = epochs[-1]
@@ -309,20 +351,47 @@ def best(found: list[Found]) -> Found:
     return max(found, key=lambda row: row.validated[row.chosen])
 
 
-def against(where: Task, found: list[Found], control: str) -> pd.DataFrame:
+def edges(found: list[Found]) -> str:
+    """Which choices of C lie on the edge of their grid, in words."""
+    n = sum(p.endswith(VALIDATED) for row in found for p in row.answers)
+    named = [f"{row.row}: {row.notes[p]}" for row in found for p in row.edges]
+    if not named:
+        return f"Every C that cross-validation chose, {n} in all, lies inside its grid."
+    return (
+        f"{len(named)} of {n} choices lie on the edge of the grid, so another C may do better: "
+        + "; ".join(named)
+        + "."
+    )
+
+
+def against(where: Task, found: list[Found], control: str = "") -> pd.DataFrame:
     """Each row's accuracy less a control's, and the p-value of a paired permutation test.
 
-    Paired over test shapes: it covers these shapes, not another training run.
+    control: a row; none is, for every trained row, its network with random weights. Both answer by
+    one protocol: that of the row's paper if the control has it too, else ``CHOSEN``. Paired over
+    test shapes: it covers these shapes, not another training run.
     """
-    right = {row.row: row.answers[row.chosen] == where.test.labels for row in found}
-    lines = {}
-    for name in [n for n in right if n != control]:
-        pair = (right[name].astype(float), right[control].astype(float))
-        generator = rng.numpy_generator("features", "against", name, control)
+    named, lines = {row.row: row for row in found}, {}
+    for row in found:
+        other = named.get(control or row.control)
+        if other is None or other is row:
+            continue
+        protocol, *answers = _alike(row, other)
+        pair = [(a == where.test.labels).astype(float) for a in answers]
+        generator = rng.numpy_generator("features", "against", row.row, other.row)
         p = metrics.paired_permutation_test(*pair, N_PERMUTATIONS, generator)
         above = pair[0].mean() - pair[1].mean()
-        lines[name] = {f"above {control}": above, f"p, {control}": p}
-    return pd.DataFrame(lines).T
+        lines[row.row] = dict(control=other.row, protocol=protocol, above=above, p=p)
+    return pd.DataFrame.from_dict(
+        lines, orient="index", columns=["control", "protocol", "above", "p"]
+    )
+
+
+def _alike(row: Found, control: Found) -> tuple[str, np.ndarray, np.ndarray]:
+    """The protocol that both have, and the answers of both."""
+    if row.protocol in control.answers:
+        return row.protocol, row.answers[row.protocol], control.answers[row.protocol]
+    return CHOSEN, row.answers[row.svm], control.answers[control.svm]
 
 
 def invalid_claims(where: Task, found: list[Found]) -> pd.DataFrame:

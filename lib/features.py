@@ -17,11 +17,18 @@ from lib import config, data, voxel
 from lib.models.desnet3d import Descriptor, same_padding
 from lib.models.gan3d import Discriminator
 from lib.models.winn3d import LAST, Critic, normalise_activate_pool
-from lib.train import beyond, checkpoint, desnet3d, gan3d, runs, winn3d
+from lib.train import autoencoder, beyond, checkpoint, desnet3d, gan3d, runs, vae3d, winn3d
 
 MARGIN = 3  # of the ModelNet layout
-# Modules whose untrained networks are controls; imported here, so that changes of theirs show.
-STARTS = {"gan3d": gan3d, "desnet3d": desnet3d, "winn3d": winn3d, "beyond": beyond}
+# Modules of all models with features; imported here, so that the pipeline sees their changes.
+STARTS = {
+    "gan3d": gan3d,
+    "desnet3d": desnet3d,
+    "winn3d": winn3d,
+    "beyond": beyond,
+    "vae3d": vae3d,
+    "autoencoder": autoencoder,
+}
 
 
 def winn3d_features(critic: Critic, x: Tensor) -> Tensor:
@@ -83,6 +90,7 @@ def of_model(name: str, profile: config.Profile) -> Feature | None:
         "winn3d": Feature(winn3d_features, f"cascade_{profile.winn3d.cascades}"),
         "beyond": Feature(winn3d_features, "average"),
         "vae3d": Feature(code_features, "encoder"),
+        "autoencoder": Feature(code_features, "encoder"),
     }.get(name)
 
 

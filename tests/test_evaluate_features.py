@@ -33,7 +33,14 @@ def told(task, strength, seed=0, width=40, **rest):
 def found(task):
     rows = [
         told(task, 0.5, name="3DWINN", protocol=evaluate_features.PROTOCOLS["winn3d"]),
-        told(task, 0.5, name="3D DescriptorNet", protocol=evaluate_features.PROTOCOLS["desnet3d"]),
+        told(
+            task,
+            0.5,
+            name="3D DescriptorNet",
+            protocol=evaluate_features.PROTOCOLS["desnet3d"],
+            softmax=True,
+            control="nothing",
+        ),
         told(task, 0.0, name="nothing"),
         told(task, 3.0, name="everything", run_ids=("smoke-beyond-all-s0",)),
     ]
@@ -129,7 +136,8 @@ def test_a_run_of_chairs_is_named_so_and_its_stored_weights_are_used(task, smoke
     ]
     row = rows["ours (persistent chains) (chair only)"]
     assert row.run_ids == (chairs.id,) and row.note == "features trained on chair only"
-    assert row.protocol is None
+    assert row.protocol is None and row.control == "untrained 3DWINN"
+    assert rows["ours (persistent chains) (chair only), layers"].control == row.control + ", layers"
     several = rows["ours (persistent chains) (chair only), layers"]
     assert (several.test[:, -row.test.shape[1] :] == row.test).all()
     assert several.train.shape[1] > row.train.shape[1]
@@ -147,7 +155,11 @@ def test_controls_are_named_and_none_has_a_paper(task, smoke):
         "untrained 3DWINN",
         "untrained 3DWINN, layers",
         "untrained 3D-GAN",
+        "untrained 3D DescriptorNet",
+        "untrained 3D-VAE",
     ]
+    # DescriptorNet's own classifier meets its untrained network too, or no comparison is fair.
+    assert [r.name for r in rows if r.softmax] == ["untrained 3D DescriptorNet"]
     assert all(r.protocol is None and not r.run_ids for r in rows)
     for row in rows:
         assert len(row.train) == len(task.train.labels) and len(row.test) == len(task.test.labels)
@@ -194,7 +206,8 @@ def test_the_test_split_chooses_nothing(task, found):
     """Other labels of the test shapes change no answer and no choice, but of what is not valid."""
     labels = np.roll(task.test.labels, 1)
     other = dataclasses.replace(task, test=dataclasses.replace(task.test, labels=labels))
-    row = told(task, 0.5, name="3D DescriptorNet", protocol="logistic, C by cross-validation")
+    protocol = "logistic, C by cross-validation"
+    row = told(task, 0.5, name="3D DescriptorNet", protocol=protocol, softmax=True)
     a, b = evaluate_features.classify(task, row), evaluate_features.classify(other, row)
     assert a.chosen == b.chosen and a.validated == b.validated and a.notes == b.notes
     assert all((a.answers[p] == b.answers[p]).all() for p in a.answers)
@@ -225,10 +238,70 @@ def test_what_is_not_valid_is_never_below_the_honest_choice(task, found):
 def test_against_a_control(task, found):
     compared = evaluate_features.against(task, found, "nothing")
     assert list(compared.index) == ["3DWINN", "3D DescriptorNet", "everything"]
-    assert compared.loc["everything", "p, nothing"] < 0.01
-    assert compared.loc["everything", "above nothing"] > 0.5
+    assert compared.loc["everything", "p"] < 0.01 and compared.loc["everything", "above"] > 0.5
     same = [dataclasses.replace(found[0], row="a"), dataclasses.replace(found[0], row="b")]
-    assert evaluate_features.against(task, same, "b").loc["a", "p, b"] == 1
+    assert evaluate_features.against(task, same, "b").loc["a", "p"] == 1
+
+
+def test_both_sides_of_a_comparison_answer_by_one_protocol(task, found):
+    """The paper's, of a row whose control cross-validation would classify otherwise."""
+    named = by_name(found)
+    compared = evaluate_features.against(task, found, "nothing")
+    of = compared["protocol"].to_dict()
+    assert of["3DWINN"] == "raw, C as published" != named["nothing"].chosen
+    # The control has no logistic regression.
+    assert of["3D DescriptorNet"] == of["everything"] == evaluate_features.CHOSEN
+
+    def accuracy(name, protocol):
+        return (named[name].answers[protocol] == task.test.labels).mean()
+
+    for name, protocols in {
+        "3DWINN": ["raw, C as published"] * 2,
+        "3D DescriptorNet": [named["3D DescriptorNet"].svm, named["nothing"].svm],
+    }.items():
+        pair = [accuracy(n, p) for n, p in zip((name, "nothing"), protocols, strict=True)]
+        assert compared.loc[name, "above"] == pytest.approx(pair[0] - pair[1], abs=1e-12)
+
+
+def test_a_trained_row_meets_the_same_network_untrained(task, found):
+    compared = evaluate_features.against(task, found)
+    assert compared["control"].to_dict() == {"3D DescriptorNet": "nothing"}
+    assert list(evaluate_features.against(task, found[:1]).columns) == list(compared.columns)
+
+
+@pytest.mark.parametrize(
+    "validated, said",
+    [
+        ([0.1, 0.3, 0.2], ""),
+        ([0.3, 0.2, 0.1], ", the least tried"),
+        ([0.1, 0.2, 0.3], ", the largest tried"),
+        ([0.3, 0.3, 0.1], ""),  # flat: no promise beyond
+        ([0.3], ", the least tried"),
+    ],
+)
+def test_a_choice_on_the_edge_of_the_grid_is_marked(validated, said):
+    found = evaluate_features.Found("row", "", (), notes={"raw": "C = 1"})
+    evaluate_features._mark_edge(found, "raw", np.array(validated))
+    assert found.edges == ["raw"] * bool(said) and found.notes["raw"] == f"C = 1{said}"
+
+
+def test_choices_on_the_edge_are_named(task, smoke):
+    """A grid of one value is all edge."""
+    one = config.with_changes(smoke, features={"cs": [0.5]})
+    where = dataclasses.replace(task, profile=one)
+    found = evaluate_features.classify(where, told(task, 0.5))
+    assert found.edges == ["raw, C by cross-validation", "standardised, C by cross-validation"]
+    said = evaluate_features.edges([found])
+    assert said.startswith("2 of 2 choices lie on the edge of the grid")
+    assert "told: linear SVM, raw features, C = 0.5, the least tried" in said
+    found.edges = []
+    assert "2 in all, lies inside its grid" in evaluate_features.edges([found])
+
+
+@pytest.mark.parametrize("name", ["quick", "lite", "study", "paper"])
+def test_the_grids_of_c_span_what_features_need(name):
+    settings = config.load(name).features
+    assert settings.cs[0] <= 1e-4 and settings.cs[-1] >= 10 and len(settings.logistic_cs) >= 4
 
 
 # ---------------------------------------------------------------- the table

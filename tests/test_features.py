@@ -142,7 +142,7 @@ def test_an_encoder_gives_its_codes():
 # ---------------------------------------------------------------- extraction
 
 
-@pytest.mark.parametrize("model", ["winn3d", "gan3d", "desnet3d", "beyond"])
+@pytest.mark.parametrize("model", list(features.STARTS))
 def test_extraction_is_at_rest_and_does_not_depend_on_the_batch(workspace, smoke, model):
     shapes = grids(9)
     feature = features.of_model(model, smoke)
@@ -169,7 +169,7 @@ def test_extraction_is_in_single_precision(workspace, smoke):
 
 def test_untrained_is_the_start_of_training(workspace, smoke):
     split = data.load_train(smoke.data)
-    for model in ("winn3d", "gan3d"):
+    for model in features.STARTS:
         name = features.of_model(model, smoke).network
         start = runs.model(model).task(smoke, split, 0, torch.device("cpu")).networks[name]
         found = features.untrained(model, smoke, split)
@@ -193,6 +193,12 @@ def test_stored_networks(workspace, smoke, smoke_chair):
     with pytest.raises(StudyError, match="smoke-winn3d-chair-s7 has no weights here"):
         features.load_network(runs.Run("smoke", "winn3d", "chair", 7), smoke, "cascade_2")
     assert features.of_model("judge", smoke) is None
+
+
+def test_every_model_with_features_is_imported_for_the_pipeline(smoke):
+    named = {m for m in runs.MODELS if features.of_model(m, smoke)}
+    assert named == set(features.STARTS)
+    assert all(f"lib.train.{m}" == module.__name__ for m, module in features.STARTS.items())
 
 
 def test_the_last_critic_of_3dwinn_is_taken():
