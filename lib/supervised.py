@@ -11,8 +11,17 @@ from scipy.special import softmax
 from lib import cache, classify, config, data, evaluate, heldout, metrics, rng
 from lib.errors import StudyError
 from lib.metrics import Estimate
-from lib.train import runs
+from lib.train import baseline, hardened, introspective, orion, runs, tuned, voxnet
 
+# Named here rather than looked up, so that the pipeline sees what an answer depends on.
+MODELS = {
+    "baseline": baseline.MODEL,
+    "tuned": tuned.MODEL,
+    "hardened": hardened.MODEL,
+    "introspective": introspective.MODEL,
+    "voxnet": voxnet.MODEL,
+    "orion": orion.MODEL,
+}
 # The published name of a row, where it is not that of the model.
 ROWS = {"introspective": "3DWINN"}
 COMPARED = ("3DWINN", "Baseline")
@@ -60,7 +69,7 @@ def row_of(model: str) -> str:
 def listed(profile: config.Profile) -> list[runs.Run]:
     """The stored classifiers of the table; of the judges those that ``judge_seeds`` names."""
     seeds = config.load(profile.judge.profile).evaluation.judge_seeds
-    return [r for r in classify.present(profile) if r.model != "judge" or r.seed in seeds]
+    return [r for r in classify.present(profile) if r.model in MODELS or r.seed in seeds]
 
 
 def gather(profile: config.Profile) -> Material:

@@ -464,6 +464,11 @@ def asked(stored):
     return profile, material, [supervised.ask(profile, r, material) for r in found.values()]
 
 
+def test_the_table_names_every_classifier_for_the_pipeline(stored):
+    assert supervised.MODELS == {m: runs.model(m) for m in config.CLASSIFIERS}
+    assert {r.id for r in supervised.listed(stored[0])} == {r.id for r in stored[1].values()}
+
+
 def test_the_table_has_one_row_a_key_and_every_row_its_runs(asked):
     profile, material, answers = asked
     rows = supervised.table_rows(material, answers)

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from lib import config, runner
+from lib import config, features, runner
 from lib.train import runs
 from tests.imports import ROOT, closure, direct_imports, needed_by, source_of
 
@@ -66,6 +66,24 @@ def test_dependencies_contain_the_import_closure(name):
     assert needed <= listed, f"{name} lacks {sorted(needed - listed)}: python -m tests.imports"
     code = {d for d in body(stage)["deps"] if d.endswith(".py")}
     assert code <= needed, f"{name} lists {sorted(code - needed)}, which it does not import"
+
+
+@pytest.mark.parametrize(
+    "name, models",
+    [
+        ("supervised", config.CLASSIFIERS),
+        ("adversarial", config.CLASSIFIERS),
+        ("svm_features", tuple(features.STARTS)),
+    ],
+)
+def test_tables_depend_on_the_models_that_they_load_by_name(name, models):
+    """Their modules are imported by `runs.model`, where no import shows; parameters count too."""
+    stage = body(PIPELINE["stages"][name])
+    (sections,) = [v for p in stage["params"] for k, v in p.items() if k == "params/${key}.yaml"]
+    assert set(models) <= set(sections)
+    for model in models:
+        modules = {f"lib/train/{model}.py", *runs.model(model).modules}
+        assert modules <= set(stage["deps"]), f"{name}, {model}: {modules - set(stage['deps'])}"
 
 
 @pytest.mark.parametrize("name", sorted(RECIPE_STAGES))
