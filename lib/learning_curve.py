@@ -1,7 +1,8 @@
 """Test accuracy of the Baseline by the number of shapes it learns from: what more data would buy.
 
 Every point trains for the same number of steps from the same first weights, so that fewer shapes
-do not also mean less training.
+do not also mean less training. They are seen the more often instead, and all shapes least: what
+shapes are worth at equal epochs is not measured.
 """
 
 import hashlib
@@ -30,10 +31,11 @@ def subset(split: data.Split, share: float, seed: int) -> data.Split:
 
 
 def measure(profile: config.Profile) -> pd.DataFrame:
-    """One line a seed and share: share, seed, n (training shapes), both accuracies with intervals.
+    """One line a seed and share: share, seed, n (training shapes), epochs, and both accuracies.
 
-    Columns value, low, high are of the test split, Wilson's interval; validation has the accuracy
-    that chose the weights. Complete points are taken up as they are, an interrupted one goes on.
+    epochs: how often the steps of a point show it every shape. Columns value, low, high are of the
+    test split, Wilson's interval; validation has the accuracy that chose the weights. Complete
+    points are taken up as they are, an interrupted one goes on.
     """
     split, test = data.load_train(profile.data), heldout.load_test(profile.data)
     lines = []
@@ -43,10 +45,11 @@ def measure(profile: config.Profile) -> pd.DataFrame:
             task = _train(profile, part, share, seed)
             answers = classify.logits(task.network.eval(), test.voxels).argmax(1)
             found = metrics.wilson_interval(int((answers == test.labels).sum()), len(answers))
-            n, validation = int((~part.validation).sum()), 1 - task.counters["best_error"]
-            lines.append(
-                dict(share=share, seed=seed, n=n, validation=validation, **found._asdict())
-            )
+            n = int((~part.validation).sum())
+            epochs = task.n_steps * profile.baseline.batch / n
+            point = dict(share=share, seed=seed, n=n, epochs=epochs)
+            point["validation"] = 1 - task.counters["best_error"]
+            lines.append(point | found._asdict())
     return pd.DataFrame(lines)
 
 
@@ -71,8 +74,14 @@ def in_words(found: pd.DataFrame) -> str:
     small, large = found[found["share"] == a], found[found["share"] == b]
     low, high = small["value"].mean(), large["value"].mean()
     gain = 100 * (high - low) / np.log2(b / a)
+    seen = [part["epochs"].mean() for part in (small, large)]
+    budget = (
+        f" Equal are the steps, not the epochs: {seen[0]:.1f} at {a:.0%}, {seen[1]:.1f} at {b:.0%}."
+    )
     change = f"From {a:.0%} to {b:.0%} of the shapes test accuracy goes from {low:.1%} to"
     change = f"{change} {high:.1%}: {gain:+.1f} points a doubling. "
     if small["high"].max() < large["low"].min():
-        return change + "The intervals lie apart: more shapes help, though curves flatten."
-    return change + "On this budget of steps no gain shows beyond the intervals."
+        said = "The intervals lie apart: more shapes help, though curves flatten."
+    else:
+        said = "On this budget of steps no gain shows beyond the intervals."
+    return change + said + budget

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.special import softmax
 
@@ -25,6 +26,7 @@ MODELS = {
 # The published name of a row, where it is not that of the model.
 ROWS = {"introspective": "3DWINN"}
 COMPARED = ("3DWINN", "Baseline")
+PRINTED = ("baseline", "introspective", "voxnet", "orion")  # with hyper-parameters of a paper
 MARGIN = 0.01  # of non-inferiority: one point of accuracy
 PERMUTATIONS = 10_000
 SECOND = "3D ShapeNets voxels"  # the voxeliser of the turned test volumes
@@ -311,6 +313,21 @@ def table_rows(material: Material, asked: list[Asked]) -> list[dict]:
 def run_ids(asked: list[Asked]) -> dict[str, list[str]]:
     """The runs behind every row."""
     return {row: [a.run.id for a in seeds] for row, seeds in grouped(asked).items()}
+
+
+def departures(profile: config.Profile, asked: list[Asked]) -> pd.DataFrame:
+    """Where the parameters of the asked classifiers are not those of profile ``paper``.
+
+    Index row and parameter, columns ``here`` and ``paper``. Classifiers of our own have none; the
+    memory layout, which changes no result, is left out.
+    """
+    paper, lines = config.load("paper"), {}
+    for model in {a.run.model: None for a in asked if a.run.model in PRINTED}:
+        here, there = config.section(profile, model), config.section(paper, model)
+        for key in [k for k in here if k != "layout" and here[k] != there[k]]:
+            lines[row_of(model), key] = {"here": str(here[key]), "paper": str(there[key])}
+    index = pd.MultiIndex.from_tuples(lines, names=["row", "parameter"])
+    return pd.DataFrame(list(lines.values()), index=index, columns=["here", "paper"])
 
 
 def in_words(found: dict | None) -> str:

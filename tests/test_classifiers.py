@@ -498,6 +498,19 @@ def test_f_detects_too_but_only_where_there_is_a_critic(asked):
     assert len(rows) == 4 * (len(answers) + 1)
 
 
+def test_departures_are_read_from_the_parameters(asked):
+    profile, _, answers = asked
+    lite = config.load("lite")
+    found = supervised.departures(lite, answers)
+    paper = config.load("paper").baseline
+    assert lite.baseline.lr != paper.lr
+    assert found.loc[("Baseline", "lr")].tolist() == [str(lite.baseline.lr), str(paper.lr)]
+    assert ("Baseline", "batch") not in found.index and lite.baseline.batch == paper.batch
+    assert set(found.index.get_level_values("row")) <= {"Baseline", "3DWINN", "VoxNet", "ORION"}
+    same = supervised.departures(config.load("paper"), answers)
+    assert same.empty and list(same.columns) == ["here", "paper"]
+
+
 def test_foreign_shapes_stand_for_the_categories_of_those_they_are_told_from(asked, monkeypatch):
     """A profile that generates two categories still asks about all ten, on both sides."""
     profile, material, _ = asked

@@ -47,6 +47,8 @@ def test_every_point_has_its_budget_and_an_interval(found, split, smoke):
     assert found["n"].iloc[-1] == (~split.validation).sum()
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
     assert found["validation"].between(0, 1).all()
+    shown = smoke.learning_curve.steps * smoke.baseline.batch
+    np.testing.assert_allclose(found["epochs"] * found["n"], shown)
 
 
 def test_complete_points_are_not_trained_again(found, smoke, monkeypatch):
@@ -74,8 +76,11 @@ def test_words_state_the_worth_of_a_doubling():
     share = [0.25, 0.5, 1.0] * 2
     curve = pd.DataFrame(dict(share=share, value=[0.79, 0.95, 0.89, 0.81, 0.95, 0.91]))
     curve = curve.assign(low=curve["value"] - 0.03, high=curve["value"] + 0.03)
+    curve = curve.assign(epochs=2 / curve["share"])
     assert "80.0% to 90.0%: +5.0 points a doubling" in learning_curve.in_words(curve)
     assert "apart" in learning_curve.in_words(curve)
+    said = "Equal are the steps, not the epochs: 8.0 at 25%, 2.0 at 100%."
+    assert learning_curve.in_words(curve).endswith(said)
     wide = curve.assign(low=curve["value"] - 0.05, high=curve["value"] + 0.05)
     assert "no gain" in learning_curve.in_words(wide)
     falling = curve.assign(share=1.25 - curve["share"])

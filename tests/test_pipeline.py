@@ -35,7 +35,7 @@ ORDER = [
     {"cache"},
     {"evaluate_sets", "evaluate_features", "energy", "latent", "supervised"},
     {"figures", "report", "runner"},
-    {"ablation", "gan_ablation", "judges", "learning_curve", "single_image", "adversarial"},
+    {"bars", "ablation", "gan_ablation", "judges", "learning_curve", "single_image", "adversarial"},
     {"upsampling"},
     {"cli"},
     {"__main__"},
