@@ -58,17 +58,33 @@ def logits(network: torch.nn.Module, grids: np.ndarray, batch: int = 64) -> np.n
 
 
 def present(profile: config.Profile) -> list[runs.Run]:
-    """Classifiers whose weights are published: the judges that the profile asks, then its own."""
+    """Classifiers whose weights are published: the judges that the profile asks, then its own.
+
+    Raises StudyError where the folder of one is named as no run of the profile.
+    """
     judges = paths.results(profile.judge.profile) / "judge"
     own = paths.results(profile.name) / "classifiers"
     found = [
-        runs.Run.parse(p.parent.name)
-        for folder in (judges, own)
+        _run_in(p.parent, name)
+        for folder, name in ((judges, profile.judge.profile), (own, profile.name))
         for p in sorted(folder.glob("*/run.json"))
         if list(p.parent.glob("*.safetensors"))
     ]
     order = list(runs.MODELS)
     return sorted(found, key=lambda r: (order.index(r.model), r.seed))
+
+
+def _run_in(folder: Path, name: str) -> runs.Run:
+    """The run of a published folder. StudyError where it is named as none of the profile."""
+    try:
+        run = runs.Run.parse(folder.name)
+        _check_profile(run, name)
+    except StudyError:
+        raise StudyError(
+            f"{paths.relative(folder)}: not the name of a run of profile {name}; rename it or move "
+            "it elsewhere"
+        ) from None
+    return run
 
 
 def chosen_epoch(log: Path, model: str) -> tuple[float, float]:
@@ -115,12 +131,21 @@ def store_validation(run: runs.Run, profile: config.Profile) -> np.ndarray:
 
 
 def validation_logits(run: runs.Run, profile: config.Profile) -> np.ndarray:
-    """Logits (N, 10) of the validation part: those stored, else computed."""
-    path = run.samples / VALIDATION
-    if path.is_file():
-        return files.load_npz(path)["logits"].astype(np.float64)
-    split = data.load_train(profile.data)
-    return logits(load_classifier(run, profile), split.voxels[split.validation])
+    """Logits (N, 10) of the validation part: those stored, else computed.
+
+    Raises StudyError where the stored ones are not of this part.
+    """
+    split, path = data.load_train(profile.data), run.samples / VALIDATION
+    if not path.is_file():
+        return logits(load_classifier(run, profile), split.voxels[split.validation])
+    found = files.load_npz(path).get("logits")
+    shape = (int(split.validation.sum()), len(config.CATEGORIES))
+    if found is None or found.shape != shape or not np.isfinite(found).all():
+        raise StudyError(
+            f"{paths.relative(path)}: holds no array `logits` of shape {shape}, one row a "
+            "validation shape; delete it, then the classifier is asked again"
+        )
+    return found.astype(np.float64)
 
 
 @dataclass(frozen=True)

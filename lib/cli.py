@@ -317,7 +317,16 @@ def classify(options) -> None:
     from lib import classify as asking
     from lib import voxel
 
-    if options.shape.suffix.lower() == ".off":
+    kind = options.shape.suffix.lower()
+    if kind in (".obj", ".stl", ".ply"):
+        raise StudyError(
+            f"{options.shape}: no mesh but .off is read; convert it, or give voxels as .npz"
+        )
+    if kind == ".off":
+        if options.layout:
+            raise StudyError(
+                f"{options.shape}: a mesh is voxelised with its margin; --layout is for .npz files"
+            )
         grids = voxel.modelnet_layout(*voxel.read_off(options.shape))[None]
     else:
         grids = _judge_grids(options.shape, options.layout, profile)

@@ -415,6 +415,46 @@ def test_stored_validation_logits_are_those_of_the_classifier(stored, split):
     np.testing.assert_allclose(kept, again, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"found": np.zeros((5, 10))},
+        {"logits": np.zeros((5, 10))},
+        {"logits": np.zeros(10)},
+        {"logits": None},  # of the right length, one of them no number
+    ],
+    ids=["another array", "wrong length", "one row", "not finite"],
+)
+def test_foreign_validation_logits_are_refused_by_name(
+    stored, split, tmp_path, monkeypatch, arrays
+):
+    profile, found = stored
+    if arrays.get("logits", 0) is None:
+        logits = np.zeros((split.validation.sum(), 10))
+        logits[3, 4] = np.nan
+        arrays = {"logits": logits}
+    monkeypatch.setattr(runs.Run, "samples", tmp_path)
+    np.savez(tmp_path / classify.VALIDATION, **arrays)
+    said = r"validation.npz: holds no array `logits` of shape \(\d+, 10\).* delete it"
+    with pytest.raises(StudyError, match=said) as error:
+        classify.validation_logits(found["orion"], profile)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["saved", "copy of smoke-voxnet-all-s0", "lite-voxnet-all-s0"])
+def test_a_stray_folder_is_named(smoke, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(paths, "results", lambda profile: tmp_path / profile)
+    folder = tmp_path / "smoke" / "classifiers" / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    assert classify.present(smoke) == []  # no weights
+    (folder / "classifier.safetensors").touch()
+    said = f"{name}: not the name of a run of profile smoke; rename it or move it elsewhere"
+    with pytest.raises(StudyError, match=said) as error:
+        classify.best(smoke)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
 def test_answers_say_how_sure_they_are():
     known = classify.Scale(2.0, np.array([-9.0, -5.0, -4.0, -1.0]))
     found = np.zeros((2, 10))

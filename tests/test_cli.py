@@ -277,6 +277,15 @@ GAN = ("gan3d", "--category", "chair", "--profile", "smoke")
         (("classify", "{tmp}/bad.off", "--profile", "smoke"), "bad.off"),
         (("classify", "{tmp}/odd.npz", "--profile", "smoke"), "side 17"),
         (
+            ("classify", "{tmp}/a.stl", "--profile", "smoke"),
+            "a.stl: no mesh but .off is read; convert it, or give voxels as .npz",
+        ),
+        (("classify", "{tmp}/a.OBJ", "--profile", "smoke"), "a.OBJ: no mesh but .off is read"),
+        (
+            ("classify", "{tmp}/good.off", "--profile", "smoke", "--layout", "tight"),
+            "good.off: a mesh is voxelised with its margin; --layout is for .npz files",
+        ),
+        (
             ("classify", "{tmp}/four.npz", "--profile", "smoke", "--layout", "padded"),
             "grids of side 24 cannot be judged",
         ),
