@@ -48,6 +48,7 @@ LAYOUTS = {
     "encoder_decoder": ("contiguous", "channels_last"),
 }
 
+STOPS = ("batch", "shape", "never")  # of 3DWINN's climbs
 CLASSIFIERS = ("baseline", "tuned", "hardened", "introspective", "voxnet", "orion")
 
 # Values without which nothing can be computed when they are zero, negative or not finite.
@@ -465,7 +466,8 @@ class Ablation:
     """The budget of one reading in the ablations; all else is the section of its model.
 
     ``shapes`` (of a category) and ``epochs`` are those of the supervised network; 3D DescriptorNet
-    takes ``learning_steps``, each with ``new`` shapes and as many chains; the rest is 3DWINN's.
+    takes ``learning_steps``, each with ``new`` shapes and as many chains; the rest is 3DWINN's,
+    and ``sampler_beta2`` and ``stop`` are those of its readings that do not name another.
     """
 
     category: str
@@ -476,6 +478,8 @@ class Ablation:
     new: int
     new_last: int
     max_steps: int
+    sampler_beta2: float
+    stop: str
     shapes: int
     epochs: int
     learning_steps: int
@@ -719,8 +723,8 @@ def _check(profile: Profile, name: str) -> None:
         == len(profile.gan3d.discriminator_channels),
         "device.threads must be 1 or more": profile.device.threads >= 1,
         "winn3d.centre must be train or batch": profile.winn3d.centre in ("train", "batch"),
-        "winn3d.stop must be batch, shape or never": profile.winn3d.stop
-        in ("batch", "shape", "never"),
+        "winn3d.stop must be batch, shape or never": profile.winn3d.stop in STOPS,
+        "ablation.stop must be batch, shape or never": profile.ablation.stop in STOPS,
         "winn3d.start must be normal or network": profile.winn3d.start in ("normal", "network"),
         "winn3d.batch must be even": profile.winn3d.batch % 2 == 0,
         "winn3d.snapshots must lie in 0..iterations": 0

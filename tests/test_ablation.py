@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib import ablation, data, paths
+from lib import ablation, config, data, paths
 from lib.errors import StudyError
 from lib.train import winn3d
 
@@ -17,6 +17,13 @@ def test_readings_share_everything_but_what_they_name(workspace, smoke):
     assert (shapes["first"] == shapes["again"]).all()
     assert shapes["first"].shape == (smoke.ablation.new, 24, 24, 24)
     assert log["nearest"].notna().sum() == 3 and log["nearest"].dropna().between(0, 1).all()
+
+
+def test_sampler_and_stop_of_a_reading_are_the_ablations_not_the_runs(smoke):
+    budget, _ = ablation._budget(smoke, "winn3d")
+    assert (budget["sampler_beta2"], budget["stop"]) == (0.999, "batch")
+    other = config.with_changes(smoke, winn3d={"sampler_beta2": 0.0, "stop": "never"})
+    assert ablation._budget(other, "winn3d")[0] == budget
 
 
 def test_the_nearest_training_shape_of_a_copy_is_itself(workspace, smoke, monkeypatch):

@@ -252,6 +252,8 @@ def test_a_file_that_is_no_text(params):
         ("winn3d", "dtype", "half"),
         ("winn3d", "centre", "mean"),
         ("winn3d", "stop", "sometimes"),
+        ("ablation", "stop", "sometimes"),
+        ("ablation", "sampler_beta2", 1.0),
         ("winn3d", "start", "uniform"),
         ("winn3d", "batch", 7),
         ("winn3d", "positives", -1),

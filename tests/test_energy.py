@@ -407,6 +407,12 @@ def test_a_shape_of_the_cascades_does_not_depend_on_its_batch(smoke, cascades, s
     assert np.abs(many[0] - many[1]).max() > 0.5
 
 
+def test_shapes_climb_to_the_end_where_training_never_stops(smoke, cascades):
+    winn = profile_of(smoke, "winn3d", max_steps=8, stop="never").winn3d
+    _, steps = winn3d.sample_cascade(winn, cascades, [4, 17])
+    assert (steps == 8).all()
+
+
 def test_the_way_through_the_cascades(smoke, cascades):
     winn = profile_of(smoke, "winn3d", max_steps=8).winn3d
     begun, steps = winn3d.sample_cascade(winn, cascades, [1, 2], max_steps=0)

@@ -252,10 +252,11 @@ def sample_cascade(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shapes (n, D, D, D) from noise through all critics in order, and the steps of each (n, C).
 
-    A shape's start and thresholds are named by its seed, and it stops by itself, so it does not
-    depend on the batch, unless ``centre`` is the batch mean. ``max_steps`` cuts every climb short.
+    A shape's start and thresholds are named by its seed, and it stops by itself or, where training
+    climbs never stop, not before the last step; so it does not depend on the batch, unless
+    ``centre`` is the batch mean. ``max_steps`` cuts every climb short.
     """
-    steps = []
+    steps, stop = [], "never" if winn.stop == "never" else "shape"
 
     def draw(chunk: list[int]) -> np.ndarray:
         x = start(winn, critics[0].side, float(critics[0].mean), chunk).to(critics[0].mean.device)
@@ -267,7 +268,7 @@ def sample_cascade(
             noise = samplers.SeededNoise([(*k, "noise") for k in keys], critic.side, x.device)
             thresholds = low + (high - low) * u
             x, used = climb(
-                winn, critic, x, thresholds, stop="shape", max_steps=max_steps, noise=noise
+                winn, critic, x, thresholds, stop=stop, max_steps=max_steps, noise=noise
             )
             taken.append(used)
         steps.append(torch.stack(taken, 1).numpy())
