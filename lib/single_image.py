@@ -366,7 +366,7 @@ def reconstruction_table(
     Mean intersection over union of at most n validation shapes of the run's category: of the run,
     above the profile's threshold and cut so that it fills as much as the training shapes do, of
     the nearest neighbour by thumbnail, and of the mean shape, cut likewise. Also the true shapes,
-    the run's probabilities (n, D, D, D) and the pictures.
+    the run's first reading of them, bool (n, D, D, D) both, and the pictures.
     """
     split = data.load_train(profile.data).category(run.category)
     split = split.where(split.validation)
@@ -378,15 +378,26 @@ def reconstruction_table(
     shelf = shelf_of(profile, run.category)
     mean = mean_shape(profile, run.category)
     nearest, _ = metrics.nearest_by_feature(thumbnails(pictures), thumbnails(shelf.pictures))
-    title, filled = runs.MODELS[run.model], 1 - mean.mean()
+    title, as_training = runs.MODELS[run.model], filled(found, mean.mean())
     answers = {
-        f"{title}, filled as training shapes": found > np.quantile(found, filled),
+        f"{title}, filled as training shapes": as_training,
         f"{title}, above {profile.evaluation.threshold:g}": found > profile.evaluation.threshold,
         BLIND[1]: shelf.grids[nearest],
-        BLIND[0]: (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
+        BLIND[0]: filled(mean, mean.mean())[None].repeat(len(truths), 0),
     }
     overlaps = {row: voxel.mean_iou(truths, shapes) for row, shapes in answers.items()}
-    return pd.Series(overlaps, name="IoU"), truths, found, pictures
+    return pd.Series(overlaps, name="IoU"), truths, as_training, pictures
+
+
+def filled(probabilities: np.ndarray, share: float) -> np.ndarray:
+    """The cut of probabilities that fills a share of all voxels as nearly as it can, bool.
+
+    Equal probabilities are cut together, and a generator without bias holds many at exactly .5:
+    of the cuts below and above them the nearer one is taken.
+    """
+    level = np.quantile(probabilities, 1 - share, method="lower")
+    cuts = probabilities > level, probabilities >= level
+    return min(cuts, key=lambda cut: abs(cut.mean() - share))
 
 
 def in_words(found: pd.DataFrame) -> str:

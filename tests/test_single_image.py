@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import config, data, ikea, metrics, paths, report, single_image
+from lib import config, data, ikea, metrics, paths, report, single_image, voxel
 from lib.errors import StudyError
 from lib.train import runs
 
@@ -200,6 +200,30 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
     assert (gap["b - a"] == 0).all()
     ids = single_image.run_ids(small)
     assert ids["3D-VAE-GAN"] == ["smoke-vaegan3d-all-s0"]
+
+
+def test_a_cut_fills_a_share_and_keeps_equal_probabilities_together():
+    p = np.random.default_rng(0).permutation(100) / 100
+    assert (single_image.filled(p, 0.2) == (p >= 0.8)).all()
+    tied = np.array([0.5] * 3 + [0.1] * 7)
+    assert (single_image.filled(tied, 0.2) == (tied == 0.5)).all()  # .3 is nearer to .2 than 0
+    assert not single_image.filled(tied, 0.1).any()  # and 0 to .1
+
+
+def test_shapes_held_at_one_half_come_back_and_are_shown_as_they_are_scored(
+    workspace, small, monkeypatch
+):
+    run = runs.Run("smoke", "encoder_decoder", "all", 0)
+    split = data.load_train(small.data)
+    truths = data.model_grid(split.voxels[split.validation], 24)
+    monkeypatch.setattr(runs, "load_networks", lambda *_: {})
+    held = np.where(truths, np.float32(0.5), np.float32(0.1))
+    monkeypatch.setattr(single_image, "reconstruct", lambda *_: held)
+    overlap, found, shapes, _ = single_image.reconstruction_table(small, run, 99)
+    assert (found == truths).all() and (shapes == truths).all()
+    assert overlap["encoder-decoder, filled as training shapes"] == 1
+    assert overlap["encoder-decoder, above 0.5"] == 0
+    assert voxel.mean_iou(found, shapes) == overlap.iloc[0]
 
 
 def test_neighbours_are_training_shapes_that_no_one_validates_on(workspace, small):
