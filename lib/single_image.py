@@ -224,7 +224,33 @@ def trained(profile: config.Profile) -> dict[str, dict[str, runs.Run]]:
     return out
 
 
-def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Known:
+    """What neighbours are looked for among, the same for all exams: a line a training shape.
+
+    grids: (N, 20, 20, 20) in [0, 1]. thumbnails: (N, 256), of one view each. codes: (N, z_dim) of
+    these views by the joint encoder-decoder, or None where there is none.
+    """
+
+    grids: np.ndarray
+    thumbnails: np.ndarray
+    codes: np.ndarray | None
+
+
+def known_shapes(profile: config.Profile) -> Known:
+    """The training shapes of ``shelf_of``, rendered and encoded once."""
+    shelf, codes = shelf_of(profile), None
+    if run := trained(profile).get(runs.MODELS["encoder_decoder"], {}).get("all"):
+        encoder = runs.load_networks(run, profile, run.weights)["encoder"]
+        codes = _features(encoder, shelf.pictures)
+    return Known(to_grid(shelf.grids), thumbnails(shelf.pictures), codes)
+
+
+def _features(encoder: torch.nn.Module, pictures: Tensor) -> np.ndarray:
+    return encode(encoder, pictures).double().cpu().numpy()
+
+
+def predictions(profile: config.Profile, exam: Exam, known: Known) -> dict[str, np.ndarray]:
     """Predictions (N, 20, 20, 20) in [0, 1] of every row; NaN where a row has no answer.
 
     Baselines: the constant mean training shape; the training shape whose view has the nearest
@@ -232,14 +258,12 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
     separate ones is told; the training shape whose view has the nearest code of the joint
     encoder-decoder.
     """
-    shelf = shelf_of(profile)
-    grids = to_grid(shelf.grids)
     constant = to_grid(mean_shape(profile)[None])
-    nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), thumbnails(shelf.pictures))
+    nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), known.thumbnails)
     told = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
     for category in set(exam.categories) - set(ABSENT):
         told[exam.category == category] = to_grid(mean_shape(profile, category)[None])
-    answers = (constant.repeat(len(exam.model), 0), grids[nearest])
+    answers = (constant.repeat(len(exam.model), 0), known.grids[nearest])
     out = {**dict(zip(BLIND, answers, strict=True)), TOLD: told}
     for row, by_category in trained(profile).items():
         answer = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
@@ -249,9 +273,9 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
             if mine.any():
                 answer[mine] = to_grid(reconstruct(networks, exam.pictures[mine]))
             if run.model == "encoder_decoder" and category == "all":
-                codes = [encode(networks["encoder"], p) for p in (exam.pictures, shelf.pictures)]
-                nearest, _ = metrics.nearest_by_feature(*(c.double().cpu().numpy() for c in codes))
-                out["nearest neighbour (codes)"] = grids[nearest]
+                codes = _features(networks["encoder"], exam.pictures)
+                nearest, _ = metrics.nearest_by_feature(codes, known.codes)
+                out["nearest neighbour (codes)"] = known.grids[nearest]
         out[row] = answer
     return out
 
