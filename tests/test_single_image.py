@@ -236,6 +236,13 @@ def test_neighbours_are_training_shapes_that_no_one_validates_on(workspace, smal
     assert len(shelf.grids) == 12 and all(g.tobytes() in train for g in shelf.grids)
 
 
+@pytest.mark.parametrize("model", single_image.MODELS)
+def test_study_asks_for_joint_and_separate_models_and_lite_for_joint_ones(model):
+    separate = [c for c in ikea.CATEGORIES if c not in single_image.ABSENT]
+    assert sorted(config.load("study").wanted[model].categories) == sorted([*separate, "all"])
+    assert config.load("lite").wanted[model].categories == ("all",)
+
+
 # ---------------------------------------------------------------- the archive
 
 
