@@ -1,14 +1,14 @@
 """What a latent space holds: its dimensions, ways between shapes, arithmetic, and what neurons see.
 
 The experiments of 3D-GAN's paper on its generator and discriminator (Wu et al. 2016, Figures 5 to
-9), each with a number and a baseline. Nothing here opens the test split. Shapes are read at the
-profile's threshold.
+9), each with a number and a baseline. Nothing here opens the test split. Shapes are read above the
+thresholds of the tables, each reading in rows of its own.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,8 @@ from lib import config, data, metrics, rng, samplers, voxel
 from lib.errors import StudyError
 from lib.train import autoencoder, checkpoint, runs
 
-STUDIED = ("gan3d", "vae3d", "autoencoder")
+STUDIED = ("gan3d", "vae3d", "autoencoder", "vaegan3d")
+GENERATORS = ("gan3d", "vaegan3d")  # no encoder of shapes: that of 3D-VAE-GAN looks at pictures
 ACTS = 0.01  # share of an object's voxels that a dimension must change to count
 DIRECTIONS = 16  # drawn at random, beside which the dimensions are looked at
 SQUEEZE = 0.75  # of the extent along x, in the arithmetic with a known answer
@@ -28,12 +29,13 @@ SALIENT = 0.1  # share of an object's voxels with the steepest gradient
 
 @dataclass(frozen=True)
 class Space:
-    """The latent space of a run.
+    """The latent space of a run, its shapes read above ``threshold``.
 
     draw(seeds) -> codes (n, z_dim) from the distribution that samples; decode(codes) ->
     probabilities (n, D, D, D); encode(bool grids) -> codes, or None for a model without an encoder.
     centre and spread (z_dim,) are mean and deviation of each dimension of that distribution;
-    ``reach`` says how many deviations a sweep goes to either side.
+    ``reach`` says how many deviations a sweep goes to either side. ``note`` is what the label says
+    beside model and category.
     """
 
     run: runs.Run
@@ -43,21 +45,24 @@ class Space:
     centre: Tensor
     spread: Tensor
     reach: float
+    threshold: float
+    note: str = ""
 
     @property
     def label(self) -> str:
         """The row's name in tables and figures."""
-        return f"{runs.MODELS[self.run.model]}, {self.run.category}"
+        return f"{runs.MODELS[self.run.model]}, {self.run.category}{self.note}"
 
     @property
     def heading(self) -> str:
-        """The label in two lines, for galleries."""
+        """The label in lines, for galleries."""
         return self.label.replace(", ", "\n")
 
 
 def spaces(profile: config.Profile) -> tuple[list[Space], list[str]]:
     """The spaces of the runs whose weights are published, and the ids of the runs without.
 
+    One for each threshold of ``runs.thresholds``: some generators leave next to nothing above .5.
     Looked for are the runs whose weights travel with the repository: seed 0 of each model on one
     category and on all of them. Raises StudyError where there are none at all.
     """
@@ -73,15 +78,27 @@ def spaces(profile: config.Profile) -> tuple[list[Space], list[str]]:
             f"no latent space to look at: none of {', '.join(absent)} has weights; train one, as "
             f"with `python -m lib train vae3d --category all --profile {profile.name}`, and publish"
         )
-    return [load(run, profile) for run in looked_for if run.weights.is_dir()], absent
+    found = [load(run, profile) for run in looked_for if run.weights.is_dir()]
+    return [reading for space in found for reading in _readings(space, profile)], absent
+
+
+def _readings(space: Space, profile: config.Profile) -> list[Space]:
+    """The space read above each threshold of its model, the headline's first and without a note."""
+    others = runs.thresholds(profile, space.run.model)[1:]
+    return [space, *(replace(space, threshold=t, note=f", above {t:g}") for t in others)]
 
 
 def load(run: runs.Run, profile: config.Profile) -> Space:
-    """The latent space of a published run. Raises StudyError when its weights are not there."""
+    """The latent space of a published run, read above the profile's threshold.
+
+    Raises StudyError when its weights are not there.
+    """
     networks = runs.load_networks(run, profile, run.weights)
-    decoder = networks["generator" if run.model == "gan3d" else "decoder"]
-    encoder, gaussian = networks.get("encoder"), networks.get("gaussian")
-    uniform = run.model == "gan3d" and profile.gan3d.latent == "uniform"
+    drawn_from_noise = run.model in GENERATORS
+    decoder = networks["generator" if drawn_from_noise else "decoder"]
+    encoder = None if drawn_from_noise else networks["encoder"]
+    gaussian = networks.get("gaussian")
+    uniform = drawn_from_noise and getattr(profile, run.model).latent == "uniform"
     where = next(decoder.parameters()).device
     if gaussian is not None:
         centre, spread = gaussian.mean, gaussian.root.norm(dim=1)
@@ -101,6 +118,7 @@ def load(run: runs.Run, profile: config.Profile) -> Space:
         centre=centre,
         spread=spread,
         reach=math.sqrt(3) if uniform else 2.0,  # the ends of U[0, 1]
+        threshold=profile.evaluation.threshold,
     )
 
 
@@ -132,19 +150,19 @@ def sweep(space: Space, profile: config.Profile) -> pd.DataFrame:
     random = nn.functional.normalize(random, dim=1).to(axes.device)
     lines = []
     for base, z in enumerate(space.draw(list(range(latent.bases)))):
-        size = max(1, int(_read(space, z[None], profile).sum()))
+        size = max(1, int(_read(space, z[None]).sum()))
         for kind, directions in (("dimension", axes), ("direction", random)):
             ways = torch.cat([along(space, z, d, latent.values) for d in directions])
-            shapes = _read(space, ways, profile).reshape(len(directions), latent.values, -1)
+            shapes = _read(space, ways).reshape(len(directions), latent.values, -1)
             counts = (shapes.any(1) & ~shapes.all(1)).sum(1)
             found = zip(range(len(counts)), counts / size, strict=True)
             lines += [(kind, number, base, share) for number, share in found]
     return pd.DataFrame(lines, columns=["kind", "number", "base", "changed"])
 
 
-def _read(space: Space, codes: Tensor, profile: config.Profile) -> np.ndarray:
+def _read(space: Space, codes: Tensor) -> np.ndarray:
     """Shapes bool (n, D, D, D) of codes."""
-    return space.decode(codes) > profile.evaluation.threshold
+    return space.decode(codes) > space.threshold
 
 
 def sweep_table(sweeps: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -163,7 +181,7 @@ def sweep_table(sweeps: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def sweep_ends(
-    space: Space, profile: config.Profile, found: pd.DataFrame, n: int
+    space: Space, found: pd.DataFrame, n: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Both ends of the n dimensions that change most: shapes, marks of what differs, captions.
 
@@ -172,7 +190,7 @@ def sweep_ends(
     mean = found[found["kind"] == "dimension"].groupby("number")["changed"].mean()
     best = mean.sort_values(ascending=False, kind="stable").index[:n].tolist()
     z, axes = space.draw([0])[0], torch.eye(len(space.centre), device=space.centre.device)
-    pairs = [_read(space, along(space, z, axes[k], 2), profile) for k in best]
+    pairs = [_read(space, along(space, z, axes[k], 2)) for k in best]
     shapes = np.stack(pairs, axis=1)
     marks = np.repeat((shapes[0] ^ shapes[1])[None], 2, axis=0)
     rows = [f"{space.heading}\n{end}" for end in ("low", "high")]
@@ -210,7 +228,7 @@ def known_points(space: Space, profile: config.Profile) -> Known:
         return Known(space.encode(held_out), split.labels[split.validation], held_out)
     codes = space.draw(list(range(4 * profile.latent.pairs)))
     nearest, _ = metrics.nearest_by_iou(
-        voxel.pack(_read(space, codes, profile)), voxel.pack(grids[~split.validation])
+        voxel.pack(_read(space, codes)), voxel.pack(grids[~split.validation])
     )
     return Known(codes, split.labels[~split.validation][nearest], None)
 
@@ -255,7 +273,7 @@ def interpolation(space: Space, profile: config.Profile, same: bool) -> dict | N
         return None
     ends = (points.codes[pairs[:, k]] for k in (0, 1))
     codes, blend = ways(space, *ends, profile.latent.steps)
-    codes, blend = (w > profile.evaluation.threshold for w in (codes, blend))
+    codes, blend = (w > space.threshold for w in (codes, blend))
     real = voxel.pack(_training(space, profile))
     first, middle, last = (
         metrics.nearest_by_iou(voxel.pack(codes[:, k]), real)[1]
@@ -321,13 +339,13 @@ def known_arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]
     voxels = a.astype(np.int8) - b + c > 0
     real = _training(space, profile)
     guesses = {
-        "codes": _read(space, space.encode(a) - space.encode(b) + space.encode(c), profile),
+        "codes": _read(space, space.encode(a) - space.encode(b) + space.encode(c)),
         "voxels": voxels,
         "nearest training shape": real[
             metrics.nearest_by_iou(voxel.pack(voxels), voxel.pack(real))[0]
         ],
         "c unchanged": c,
-        "reconstruction": _read(space, space.encode(answer), profile),
+        "reconstruction": _read(space, space.encode(answer)),
     }
     overlaps = {
         name: np.array(list(map(voxel.intersection_over_union, shapes, answer)))
@@ -343,10 +361,10 @@ def drawn_arithmetic(space: Space, profile: config.Profile) -> tuple[dict, dict]
     Returns overlaps with the nearest training shape, name -> (n,), and the shapes of the first
     triple. Names: codes; voxels, the same sum of probabilities; c, draws as they are.
     """
-    n, cut = profile.latent.pairs, profile.evaluation.threshold
+    n, cut = profile.latent.pairs, space.threshold
     a, b, c = (space.draw(list(range(k * n, (k + 1) * n))) for k in range(3))
     p, q, r = (space.decode(z) for z in (a, b, c))
-    sums = {"codes": _read(space, a - b + c, profile), "voxels": p - q + r > cut}
+    sums = {"codes": _read(space, a - b + c), "voxels": p - q + r > cut}
     real = voxel.pack(_training(space, profile))
     overlaps = {
         name: metrics.nearest_by_iou(voxel.pack(shapes), real)[1]
@@ -396,8 +414,9 @@ class Neuron:
 
 
 def discriminators(profile: config.Profile) -> list[runs.Run]:
-    """The 3D-GAN runs whose discriminator is published: those on all categories."""
-    found = [runs.Run(profile.name, "gan3d", c, 0) for c in (*profile.categories, "all")]
+    """The runs whose discriminator is published: those on all categories."""
+    categories = (*profile.categories, "all")
+    found = [runs.Run(profile.name, m, c, 0) for m in GENERATORS for c in categories]
     return [r for r in found if (r.weights / "discriminator.safetensors").is_file()]
 
 
@@ -407,7 +426,7 @@ def neurons(run: runs.Run, profile: config.Profile) -> list[Neuron]:
     A neuron is a channel; it answers with its largest response over positions.
     """
     file = run.weights / "discriminator.safetensors"
-    network = checkpoint.load_weights(file, runs.model("gan3d").build(profile)["discriminator"])
+    network = checkpoint.load_weights(file, runs.model(run.model).build(profile)["discriminator"])
     split = data.load_train(profile.data).category(run.category)
     grids = data.model_grid(split.voxels[~split.validation], profile.data.side)
     answers = excitation(network, grids)

@@ -224,7 +224,33 @@ def trained(profile: config.Profile) -> dict[str, dict[str, runs.Run]]:
     return out
 
 
-def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class Known:
+    """What neighbours are looked for among, the same for all exams: a line a training shape.
+
+    grids: (N, 20, 20, 20) in [0, 1]. thumbnails: (N, 256), of one view each. codes: (N, z_dim) of
+    these views by the joint encoder-decoder, or None where there is none.
+    """
+
+    grids: np.ndarray
+    thumbnails: np.ndarray
+    codes: np.ndarray | None
+
+
+def known_shapes(profile: config.Profile) -> Known:
+    """The training shapes of ``shelf_of``, rendered and encoded once."""
+    shelf, codes = shelf_of(profile), None
+    if run := trained(profile).get(runs.MODELS["encoder_decoder"], {}).get("all"):
+        encoder = runs.load_networks(run, profile, run.weights)["encoder"]
+        codes = _features(encoder, shelf.pictures)
+    return Known(to_grid(shelf.grids), thumbnails(shelf.pictures), codes)
+
+
+def _features(encoder: torch.nn.Module, pictures: Tensor) -> np.ndarray:
+    return encode(encoder, pictures).double().cpu().numpy()
+
+
+def predictions(profile: config.Profile, exam: Exam, known: Known) -> dict[str, np.ndarray]:
     """Predictions (N, 20, 20, 20) in [0, 1] of every row; NaN where a row has no answer.
 
     Baselines: the constant mean training shape; the training shape whose view has the nearest
@@ -232,14 +258,12 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
     separate ones is told; the training shape whose view has the nearest code of the joint
     encoder-decoder.
     """
-    shelf = shelf_of(profile)
-    grids = to_grid(shelf.grids)
     constant = to_grid(mean_shape(profile)[None])
-    nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), thumbnails(shelf.pictures))
+    nearest, _ = metrics.nearest_by_feature(thumbnails(exam.pictures), known.thumbnails)
     told = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
     for category in set(exam.categories) - set(ABSENT):
         told[exam.category == category] = to_grid(mean_shape(profile, category)[None])
-    answers = (constant.repeat(len(exam.model), 0), grids[nearest])
+    answers = (constant.repeat(len(exam.model), 0), known.grids[nearest])
     out = {**dict(zip(BLIND, answers, strict=True)), TOLD: told}
     for row, by_category in trained(profile).items():
         answer = np.full((len(exam.model), SIDE, SIDE, SIDE), np.nan, np.float32)
@@ -249,9 +273,9 @@ def predictions(profile: config.Profile, exam: Exam) -> dict[str, np.ndarray]:
             if mine.any():
                 answer[mine] = to_grid(reconstruct(networks, exam.pictures[mine]))
             if run.model == "encoder_decoder" and category == "all":
-                codes = [encode(networks["encoder"], p) for p in (exam.pictures, shelf.pictures)]
-                nearest, _ = metrics.nearest_by_feature(*(c.double().cpu().numpy() for c in codes))
-                out["nearest neighbour (codes)"] = grids[nearest]
+                codes = _features(networks["encoder"], exam.pictures)
+                nearest, _ = metrics.nearest_by_feature(codes, known.codes)
+                out["nearest neighbour (codes)"] = known.grids[nearest]
         out[row] = answer
     return out
 
@@ -366,7 +390,7 @@ def reconstruction_table(
     Mean intersection over union of at most n validation shapes of the run's category: of the run,
     above the profile's threshold and cut so that it fills as much as the training shapes do, of
     the nearest neighbour by thumbnail, and of the mean shape, cut likewise. Also the true shapes,
-    the run's probabilities (n, D, D, D) and the pictures.
+    the run's first reading of them, bool (n, D, D, D) both, and the pictures.
     """
     split = data.load_train(profile.data).category(run.category)
     split = split.where(split.validation)
@@ -378,15 +402,26 @@ def reconstruction_table(
     shelf = shelf_of(profile, run.category)
     mean = mean_shape(profile, run.category)
     nearest, _ = metrics.nearest_by_feature(thumbnails(pictures), thumbnails(shelf.pictures))
-    title, filled = runs.MODELS[run.model], 1 - mean.mean()
+    title, as_training = runs.MODELS[run.model], filled(found, mean.mean())
     answers = {
-        f"{title}, filled as training shapes": found > np.quantile(found, filled),
+        f"{title}, filled as training shapes": as_training,
         f"{title}, above {profile.evaluation.threshold:g}": found > profile.evaluation.threshold,
         BLIND[1]: shelf.grids[nearest],
-        BLIND[0]: (mean > np.quantile(mean, filled))[None].repeat(len(truths), 0),
+        BLIND[0]: filled(mean, mean.mean())[None].repeat(len(truths), 0),
     }
     overlaps = {row: voxel.mean_iou(truths, shapes) for row, shapes in answers.items()}
-    return pd.Series(overlaps, name="IoU"), truths, found, pictures
+    return pd.Series(overlaps, name="IoU"), truths, as_training, pictures
+
+
+def filled(probabilities: np.ndarray, share: float) -> np.ndarray:
+    """The cut of probabilities that fills a share of all voxels as nearly as it can, bool.
+
+    Equal probabilities are cut together, and a generator without bias holds many at exactly .5:
+    of the cuts below and above them the nearer one is taken.
+    """
+    level = np.quantile(probabilities, 1 - share, method="lower")
+    cuts = probabilities > level, probabilities >= level
+    return min(cuts, key=lambda cut: abs(cut.mean() - share))
 
 
 def in_words(found: pd.DataFrame) -> str:

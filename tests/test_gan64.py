@@ -160,6 +160,7 @@ def compared(workspace, smoke):
 def test_readings_differ_by_shapes_and_rates_alone(compared, smoke, monkeypatch):
     results, log, samples = compared
     names = ["base", "doubled", "published rates", "doubled, published rates"]
+    names.append("doubled, the report's recipe")
     assert list(samples) == names and len(results) == len(names) * len(smoke.upsampling.seeds)
     monkeypatch.setattr(gan64.Gan64Task, "step", None)  # complete runs are not trained again
     again = upsampling.compare(smoke, "chair")
@@ -168,6 +169,19 @@ def test_readings_differ_by_shapes_and_rates_alone(compared, smoke, monkeypatch)
     own = upsampling._section(smoke, {})
     assert (gan.lr_generator, gan.lr_discriminator) == (0.0025, 1e-5)
     assert {f for f in vars(gan) if getattr(gan, f) != getattr(own, f)} == set(upsampling.PUBLISHED)
+
+
+def test_the_report_has_narrow_latents_noisy_labels_and_its_rates(smoke, chairs):
+    _, changes, switches = upsampling.PLAN["doubled, the report's recipe"]
+    gan = upsampling._section(smoke, changes)
+    task = upsampling._task(smoke, gan, switches, chairs, 0)
+    assert task._latents(0).std().item() == pytest.approx(0.33, rel=0.2)
+    assert task.variant.labels == "noisy" and task.variant.loss == "binary"
+    rates = {name: o.param_groups[0]["lr"] for name, o in task.optimizers.items()}
+    assert rates == {"generator": 0.0025, "discriminator": 1e-4}
+    assert task.networks["generator"].layers[0].weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert task.voxels.shape[1:] == chairs.voxels.shape[1:]
+    assert not isinstance(upsampling._task(smoke, gan, {}, chairs, 0), type(task))
 
 
 def test_samples_are_measured_against_shapes_of_their_kind(compared, smoke, chairs):

@@ -1,6 +1,8 @@
 """The ablation of 3D-GAN: one difference a reading, pairs by seed, and sentences that can fall."""
 
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -288,6 +290,24 @@ def test_the_verdict_falls_either_way():
     assert table.loc["full", "occupancy"].startswith("0.900 (+0.700,")
     assert table.loc["full", "occupancy"].endswith("*")
     assert table.loc["base", "occupancy"] == "0.200"
+
+
+def test_the_critic_has_the_rates_of_its_paper_in_the_notebook(smoke, monkeypatch):
+    """1e-4 and (.5, .9) for both networks (3D-IWGAN), from normal and from uniform latents."""
+    book = json.loads((paths.NOTEBOOKS / "30_gan_ablation.ipynb").read_text())
+    asked = []
+    monkeypatch.setattr(gan_ablation, "compare", lambda _, r: asked.append(r) or (None,) * 3)
+    names = {"settings": smoke, "gan_ablation": gan_ablation}
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if re.search(r"^(readings|others) \|?= ", source, re.M):
+            exec(source.split("display(")[0], names)
+    assert len(asked) == 2
+    for readings, latent in zip(asked, ("normal", "uniform"), strict=True):
+        profile = config.with_changes(smoke, **readings["Wasserstein, penalty"])
+        gan, variant = profile.gan3d, profile.gan_ablation
+        assert (gan.beta1, gan.beta2, variant.latent) == (0.5, 0.9, latent)
+        assert variant.lr_generator == variant.lr_discriminator == 1e-4
 
 
 # ---------------------------------------------------------------- parameters

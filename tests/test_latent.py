@@ -34,17 +34,19 @@ def toy(encode=True, reach=2.0, **changes):
 
     parts = dict(run=CHAIR, draw=draw, decode=decode, encode=encoder if encode else None)
     parts |= dict(centre=torch.tensor([12.0, 0.0]), spread=torch.tensor([3.0, 1.0]), reach=reach)
+    parts |= dict(threshold=0.5)
     return latent.Space(**parts | changes)
 
 
 @pytest.fixture(scope="module")
 def own(workspace, smoke, tmp_path_factory):
-    """A smoke run of every latent model, and a joint 3D-GAN, published in a place of this file."""
+    """A smoke run of every latent model, and joint generators, published for this file."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("latent")
         patch.setattr(paths, "WORKSPACE", folder)
         patch.setattr(paths, "CHECKPOINTS", folder / ".ckpt")
-        for model, category in [(m, "chair") for m in latent.STUDIED] + [("gan3d", "all")]:
+        alone = [(m, "chair") for m in latent.STUDIED]
+        for model, category in [*alone, *((m, "all") for m in latent.GENERATORS)]:
             run = runs.Run("smoke", model, category, 0)
             runs.publish(run, runs.train(run, smoke, progress=False))
         yield folder
@@ -60,9 +62,19 @@ def found(own, smoke):
 
 def test_spaces_are_those_of_the_published_runs_and_the_others_are_named(found, smoke):
     spaces, absent = found
-    labels = ["3D-GAN, chair", "3D-VAE, chair", "autoencoder + Gaussian, chair", "3D-GAN, all"]
-    assert [s.label for s in spaces] == labels
+    labels = ["3D-GAN, chair", "3D-VAE, chair", "autoencoder + Gaussian, chair"]
+    labels += ["3D-VAE-GAN, chair", "3D-GAN, all", "3D-VAE-GAN, all"]
+    assert [s.label for s in spaces] == [t for s in labels for t in (s, f"{s}, above 0.1")]
     assert absent == ["smoke-vae3d-all-s0", "smoke-autoencoder-all-s0"]
+
+
+def test_a_space_is_read_above_each_threshold_of_its_tables(found, smoke):
+    """A voxel of probability .3 is filled above .1 and empty above .5."""
+    spaces = found[0]
+    assert [s.threshold for s in spaces[:2]] == [0.5, 0.1]
+    faint = [toy(decode=lambda z: np.full((len(z), 2, 2, 2), 0.3), threshold=t) for t in (0.5, 0.1)]
+    z = torch.zeros(1, 2)
+    assert [latent._read(space, z).mean() for space in faint] == [0, 1]
 
 
 def test_a_space_draws_what_the_run_samples(found, smoke):
@@ -123,7 +135,7 @@ def test_changed_voxels_are_counted(smoke):
 def test_the_strongest_dimension_is_shown_with_what_its_ends_do_not_share(smoke):
     space = toy()
     swept = latent.sweep(space, smoke)
-    shapes, marks, captions = latent.sweep_ends(space, smoke, swept, 1)
+    shapes, marks, captions = latent.sweep_ends(space, swept, 1)
     low, high = (s[0] for s in shapes.values())
     assert (low.any((1, 2)).sum(), high.any((1, 2)).sum()) == (6, 18)
     for mark in marks.values():
@@ -161,7 +173,7 @@ def test_the_ends_of_ways_are_held_out_shapes(workspace, smoke):
 
 
 def test_draws_are_labelled_by_their_nearest_training_shape(found, smoke):
-    joint = found[0][-1]
+    joint = next(s for s in found[0] if s.label == "3D-GAN, all")
     points = latent.known_points(joint, smoke)
     split = data.load_train(smoke.data)
     real, labels = split.voxels[~split.validation], split.labels[~split.validation]
@@ -231,7 +243,7 @@ def test_sums_of_draws_are_compared_with_sums_of_voxels_and_with_draws(workspace
 
 
 def test_the_arithmetic_table_has_known_answers_for_encoders_only(found, smoke):
-    table, terms = latent.arithmetic_table(found[0][:2], smoke)
+    table, terms = latent.arithmetic_table(found[0][0:3:2], smoke)
     rows = table.groupby("row")["measure"].unique()
     assert list(rows["3D-GAN, chair"]) == ["resemblance of a - b + c"]
     assert "overlap with the answer" in rows["3D-VAE, chair"]
@@ -242,7 +254,10 @@ def test_the_arithmetic_table_has_known_answers_for_encoders_only(found, smoke):
 
 
 def test_only_joint_runs_publish_a_discriminator(own, smoke):
-    assert [run.id for run in latent.discriminators(smoke)] == ["smoke-gan3d-all-s0"]
+    assert [run.id for run in latent.discriminators(smoke)] == [
+        "smoke-gan3d-all-s0",
+        "smoke-vaegan3d-all-s0",
+    ]
 
 
 def test_the_top_shapes_are_those_that_excite_a_neuron_most(own, smoke):
@@ -295,7 +310,7 @@ def test_a_verdict_needs_an_interval_that_leaves_out_zero(ours, theirs, verdict)
 
 
 def test_the_encoder_of_a_space_is_that_of_the_run(found, smoke):
-    space = found[0][1]
+    space = found[0][2]
     networks = runs.load_networks(space.run, smoke, space.run.weights)
     split = data.load_train(smoke.data).category("chair")
     grids = data.model_grid(split.voxels[:3], SIDE)

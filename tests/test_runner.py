@@ -14,7 +14,7 @@ import pytest
 
 from lib import runner
 from lib.errors import StudyError
-from lib.paths import CODE
+from lib.paths import CODE, NOTEBOOKS
 from lib.runner import execute, is_clean, parameter_names, strip
 
 PARAMETERS = "seed: int = 0  # one per run\ncategory: str = 'chair'  # of ten\n"
@@ -180,6 +180,19 @@ def test_a_study_error_inside_passes_on_its_message_alone(tmp_path):
     notebook = write_notebook(tmp_path / "a.ipynb", raising)
     with pytest.raises(StudyError, match="^no shapes in here; fetch them$"):
         execute(notebook, tmp_path / "out.ipynb", {}, progress=False)
+
+
+@pytest.mark.parametrize(
+    "name, models",
+    [
+        ("12_train_vae3d", "vae3d or autoencoder"),
+        ("13_train_vaegan3d", "encoder_decoder or vaegan3d"),
+    ],
+)
+def test_a_training_notebook_refuses_a_model_of_another_at_its_start(tmp_path, name, models):
+    notebook = NOTEBOOKS / f"{name}.ipynb"
+    with pytest.raises(StudyError, match=f"^{name}: model must be {models}, not 'gan3d'$"):
+        execute(notebook, tmp_path / "out.ipynb", {"model": "gan3d"}, progress=False)
 
 
 def test_leaving_early_is_a_failure(tmp_path):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import config, data, ikea, metrics, paths, report, single_image
+from lib import config, data, ikea, metrics, paths, report, single_image, voxel
 from lib.errors import StudyError
 from lib.train import runs
 
@@ -178,7 +178,10 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
     assert (again.truths == exam.truths).all() and (again.model == exam.model).all()
     assert again.pictures.shape == exam.pictures.shape
     assert not torch.equal(again.pictures, exam.pictures)
-    answers = single_image.predictions(small, exam)
+    known = single_image.known_shapes(small)
+    with monkeypatch.context() as patch:  # what is known is drawn once, not with every exam
+        patch.setattr(single_image, "views", None)
+        answers = single_image.predictions(small, exam, known)
     assert list(answers) == [
         "mean shape",
         "nearest neighbour (pixels)",
@@ -202,11 +205,42 @@ def test_an_exam_of_renderings(workspace, small, tmp_path, monkeypatch):
     assert ids["3D-VAE-GAN"] == ["smoke-vaegan3d-all-s0"]
 
 
+def test_a_cut_fills_a_share_and_keeps_equal_probabilities_together():
+    p = np.random.default_rng(0).permutation(100) / 100
+    assert (single_image.filled(p, 0.2) == (p >= 0.8)).all()
+    tied = np.array([0.5] * 3 + [0.1] * 7)
+    assert (single_image.filled(tied, 0.2) == (tied == 0.5)).all()  # .3 is nearer to .2 than 0
+    assert not single_image.filled(tied, 0.1).any()  # and 0 to .1
+
+
+def test_shapes_held_at_one_half_come_back_and_are_shown_as_they_are_scored(
+    workspace, small, monkeypatch
+):
+    run = runs.Run("smoke", "encoder_decoder", "all", 0)
+    split = data.load_train(small.data)
+    truths = data.model_grid(split.voxels[split.validation], 24)
+    monkeypatch.setattr(runs, "load_networks", lambda *_: {})
+    held = np.where(truths, np.float32(0.5), np.float32(0.1))
+    monkeypatch.setattr(single_image, "reconstruct", lambda *_: held)
+    overlap, found, shapes, _ = single_image.reconstruction_table(small, run, 99)
+    assert (found == truths).all() and (shapes == truths).all()
+    assert overlap["encoder-decoder, filled as training shapes"] == 1
+    assert overlap["encoder-decoder, above 0.5"] == 0
+    assert voxel.mean_iou(found, shapes) == overlap.iloc[0]
+
+
 def test_neighbours_are_training_shapes_that_no_one_validates_on(workspace, small):
     shelf = single_image.shelf_of(small)
     split = data.load_train(small.data)
     train = {g.tobytes() for g in data.model_grid(split.voxels[~split.validation], 24)}
     assert len(shelf.grids) == 12 and all(g.tobytes() in train for g in shelf.grids)
+
+
+@pytest.mark.parametrize("model", single_image.MODELS)
+def test_study_asks_for_joint_and_separate_models_and_lite_for_joint_ones(model):
+    separate = [c for c in ikea.CATEGORIES if c not in single_image.ABSENT]
+    assert sorted(config.load("study").wanted[model].categories) == sorted([*separate, "all"])
+    assert config.load("lite").wanted[model].categories == ("all",)
 
 
 # ---------------------------------------------------------------- the archive
