@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from lib import runner
+from lib import config, runner
 from lib.errors import StudyError
 from lib.paths import CODE, NOTEBOOKS
 from lib.runner import execute, is_clean, parameter_names, strip
@@ -187,6 +187,7 @@ def test_a_study_error_inside_passes_on_its_message_alone(tmp_path):
     [
         ("12_train_vae3d", "vae3d or autoencoder"),
         ("13_train_vaegan3d", "encoder_decoder or vaegan3d"),
+        ("16_train_classifiers", f"one of {', '.join(config.CLASSIFIERS)}"),
     ],
 )
 def test_a_training_notebook_refuses_a_model_of_another_at_its_start(tmp_path, name, models):
