@@ -57,7 +57,9 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
 
     The discriminator sees the generator's answers to z ~ N(0, I) and rests as that of 3D-GAN. The
     encoder lowers weight_kl KL + weight_recon error, the generator its adversarial loss +
-    weight_recon error, through the encoder as it now is.
+    weight_recon error, through the encoder as it now is. The generator always meets z and codes in
+    one batch: apart, each would be normalised by its own statistics, while evaluation normalises
+    both by their running mean.
     """
 
     def __init__(self, section: config.Vaegan3d, split: Split, side: int, seed: int, where):
@@ -91,39 +93,50 @@ class Vaegan3dTask(train_gan3d.Gan3dTask):
         x, z = x.contiguous(memory_format=self.layout), self._latents(step)
         noise = rng.torch_generator(self.seed, "vaegan3d", "code", step)
         noise = torch.randn(z.shape, generator=noise).to(self.where)
-        generator = self.networks["generator"]
-        with torch.no_grad(), device.autocast(self.where, self.gan.dtype):
-            fake = generator.voxels(z).contiguous(memory_format=self.layout)
+        code = self._encode(y, noise)
+        # The first two updates share these answers: no encoder or generator changes before both
+        # have used them.
+        with frozen(self.networks["generator"]):
+            fake, logits = self._answers(z, code[-1])
+        fake = fake.detach().contiguous(memory_format=self.layout)
         loss_d = self._update_discriminator(self.networks["discriminator"], x, fake)
-        logged = self._update_encoder(y, x, noise) | self._update_generator(y, x, z, noise)
+        logged = self._update_encoder(code, logits, x)
         return {
             "loss_discriminator": loss_d,
             **logged,
+            **self._update_generator(y, x, z, noise),
             "accuracy": self.counters["accuracy"],
             "updates": self.counters["updates"],
         }
 
-    def _update_encoder(self, y: Tensor, x: Tensor, noise: Tensor) -> dict[str, float]:
-        section, generator = self.gan, self.networks["generator"]
-        with frozen(generator), device.autocast(self.where, section.dtype):
+    def _encode(self, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, log-variance and a draw of the codes of pictures y, (B, z_dim) each."""
+        with device.autocast(self.where, self.gan.dtype):
             mean, log_variance = (v.float() for v in self.networks["encoder"](y))
-            logits = generator(reparameterise(mean, log_variance, noise))
-        kl = losses.gaussian_divergence(mean, log_variance)
+        return mean, log_variance, reparameterise(mean, log_variance, noise)
+
+    def _answers(self, z: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities from z and logits from codes, (B, 1, D, D, D) each, of one batch of G."""
+        with device.autocast(self.where, self.gan.dtype):
+            prior, posterior = self.networks["generator"](torch.cat([z, code])).chunk(2)
+            return torch.sigmoid(prior), posterior.float()
+
+    def _update_encoder(self, code: tuple, logits: Tensor, x: Tensor) -> dict[str, float]:
+        section, kl = self.gan, losses.gaussian_divergence(*code[:2])
         kl_term = kl.mean() if section.kl == "mean" else kl.sum(1).mean()
-        error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
+        error = vaegan3d.reconstruction_error(logits, x, section.recon).mean()
         loss = section.weight_kl * kl_term + section.weight_recon * error
         _descend(self.optimizers["encoder"], loss)
         return {"kl": kl.sum(1).mean().item(), "reconstruction": error.item()}
 
     def _update_generator(self, y: Tensor, x: Tensor, z: Tensor, noise: Tensor) -> dict[str, float]:
-        section, generator = self.gan, self.networks["generator"]
-        with device.autocast(self.where, section.dtype):
-            with torch.no_grad():
-                mean, log_variance = (v.float() for v in self.networks["encoder"](y))
-            logits = generator(reparameterise(mean, log_variance, noise))
-            with frozen(self.networks["discriminator"]):
-                judged = self.networks["discriminator"](generator.voxels(z))
-        error = vaegan3d.reconstruction_error(logits.float(), x, section.recon).mean()
+        section, discriminator = self.gan, self.networks["discriminator"]
+        with torch.no_grad():
+            code = self._encode(y, noise)[-1]
+        fake, logits = self._answers(z, code)
+        with frozen(discriminator), device.autocast(self.where, section.dtype):
+            judged = discriminator(fake)
+        error = vaegan3d.reconstruction_error(logits, x, section.recon).mean()
         adversarial = losses.generator_loss(judged.float(), section.saturating)
         _descend(self.optimizers["generator"], adversarial + section.weight_recon * error)
         return {"loss_generator": adversarial.item()}
