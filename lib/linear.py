@@ -132,12 +132,18 @@ def one_versus_rest(kernel: np.ndarray, labels: np.ndarray, cs: tuple[float, ...
     """Coefficients (len(cs), N, K) of a linear SVM a category against the rest, for every C.
 
     The answer to a shape is the category of the largest f = ``gram(x, train)`` times coefficients.
+    cs ascends. Where a C leaves no shape within its margin, but for ``ROUNDED``, the larger ones
+    have its coefficients: this is the hard margin then, which they approach.
     """
     signs = np.where(labels[:, None] == np.arange(labels.max() + 1), 1.0, -1.0)
     found = np.zeros((len(cs), *signs.shape))
     for i, c in enumerate(cs):
+        before = found[max(i - 1, 0)]
+        if (signs * (kernel @ before) > 1 - ROUNDED).all():
+            found[i] = before
+            continue
         # From the minima of the C before.
-        found[i], there = _majorised(kernel, signs, c, found[max(i - 1, 0)])
+        found[i], there = _majorised(kernel, signs, c, before)
         for k in np.flatnonzero(~there):
             found[i, :, k] = squared_hinge(kernel, signs[:, k], c, found[i, :, k])
     return found

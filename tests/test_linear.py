@@ -54,6 +54,15 @@ def test_the_minimum_does_not_depend_on_where_it_started():
     np.testing.assert_allclose(found[2], found[0], atol=1e-9)
 
 
+def test_larger_cs_than_the_hard_margin_needs_are_not_solved():
+    x, labels = np.eye(6) * 100, np.array([0, 1, 0, 1, 0, 1])
+    kernel = linear.gram(x, x)
+    small, hard, larger = linear.one_versus_rest(kernel, labels, (1e-6, 1e3, 1e6))
+    assert (hard == larger).all() and not np.allclose(small, hard)
+    alone = linear.one_versus_rest(kernel, labels, (1e6,))[0]
+    np.testing.assert_allclose(kernel @ larger, kernel @ alone, atol=2e-4)
+
+
 def test_a_path_gives_the_same_as_each_c_alone():
     x, labels = blobs()
     kernel, cs = linear.gram(x, x), (1e-3, 0.1, 5.0)
