@@ -6,13 +6,29 @@ cross-validation with near duplicates in one fold. The test split decides nothin
 figures that are marked as not valid and show what such a choice would have claimed.
 """
 
+import hashlib
+import json
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from lib import config, data, device, evaluate, features, heldout, linear, metrics, rng
+from lib import (
+    cache,
+    config,
+    data,
+    device,
+    evaluate,
+    features,
+    files,
+    heldout,
+    linear,
+    metrics,
+    paths,
+    rng,
+)
 from lib.metrics import Estimate
 from lib.train import runs
 
@@ -279,8 +295,49 @@ def _logistic(where: Task, row: Row, found: Found) -> None:
 def classify_all(profile: config.Profile, progress=iter) -> tuple[Task, list[Found]]:
     """Every row of features through every classifier; ``progress`` wraps the batches of shapes."""
     where = task(profile)
-    found = [classify(where, row) for row in control_rows(where, progress)]
-    return where, found + [classify(where, row) for row in trained_rows(where, progress)]
+    found = [kept(where, row) for row in control_rows(where, progress)]
+    return where, found + [kept(where, row) for row in trained_rows(where, progress)]
+
+
+def kept(where: Task, row: Row) -> Found:
+    """``classify``, kept in ``.ckpt`` under all it depends on, so that an interrupted call goes on.
+
+    Minutes a row in ``lite``; of a table only the rows whose features changed are classified anew.
+    """
+    path = paths.CHECKPOINTS / "features" / f"{_key(where, row)}.json"
+    if not path.is_file():
+        files.write_json(path, _as_json(classify(where, row)))
+    return _of_json(files.read_json(path))
+
+
+def _key(where: Task, row: Row) -> str:
+    """Hash of what ``classify`` is given, and of its code."""
+    facts = {k: v for k, v in vars(row).items() if k not in ("train", "test")}
+    code = [cache.code_hash(module) for module in (linear, rng, sys.modules[__name__])]
+    given = [facts, asdict(where.profile.features), code]
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+    for array in (row.train, row.test, where.train.labels, where.test.labels, where.fold):
+        digest.update(str((array.dtype, array.shape)).encode() + array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _as_json(found: Found) -> dict:
+    """Plain lists: of pairs for a mapping, whose order is that of the table."""
+    mappings = {k: list(v.items()) for k, v in vars(found).items() if isinstance(v, dict)}
+    mappings["answers"] = [(k, a.tolist()) for k, a in found.answers.items()]
+    mappings["invalid"] = [(k, (a.tolist(), *rest)) for k, (a, *rest) in found.invalid.items()]
+    mappings["shares"] = [(share, a.tolist()) for share, a in found.shares.items()]
+    return vars(found) | mappings
+
+
+def _of_json(kept: dict) -> Found:
+    """What ``_as_json`` was given."""
+    found = Found(**kept | {"run_ids": tuple(kept["run_ids"])})
+    found.answers = {k: np.array(a) for k, a in found.answers}
+    found.invalid = {k: (np.array(a), *rest) for k, (a, *rest) in found.invalid}
+    found.shares = {share: np.array(a) for share, a in found.shares}
+    found.validated, found.notes = dict(found.validated), dict(found.notes)
+    return found
 
 
 def table_rows(where: Task, found: list[Found]) -> Iterable[dict]:

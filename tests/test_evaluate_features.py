@@ -47,6 +47,41 @@ def found(task):
     return [evaluate_features.classify(task, row) for row in rows]
 
 
+def test_what_is_kept_is_what_was_found(task, monkeypatch):
+    row = told(task, 0.5, seed=3, protocol=evaluate_features.PROTOCOLS["desnet3d"], softmax=True)
+    fresh, kept = evaluate_features.classify(task, row), evaluate_features.kept(task, row)
+    monkeypatch.setattr(evaluate_features, "classify", None)  # not asked again
+    for found in (kept, evaluate_features.kept(task, row)):
+        np.testing.assert_equal(vars(found), vars(fresh))
+        assert list(evaluate_features.table_rows(task, [found])) == list(
+            evaluate_features.table_rows(task, [fresh])
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "moved"},
+        {"test": "moved"},
+        {"protocol": "raw, C as published"},
+        {"softmax": True},
+        {"run_ids": ("another",)},
+    ],
+)
+def test_other_features_and_another_protocol_are_classified_anew(task, changes):
+    row = told(task, 0.5, seed=4)
+    other = {k: getattr(row, k) + 1e-6 if v == "moved" else v for k, v in changes.items()}
+    keys = [evaluate_features._key(task, r) for r in (row, dataclasses.replace(row, **other), row)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_other_settings_are_classified_anew(task):
+    row = told(task, 0.5, seed=4)
+    profile = config.with_changes(task.profile, features={"draws": task.profile.features.draws + 1})
+    where = dataclasses.replace(task, profile=profile)
+    assert evaluate_features._key(where, row) != evaluate_features._key(task, row)
+
+
 def by_name(found):
     return {row.row: row for row in found}
 
