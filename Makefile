@@ -55,6 +55,7 @@ study: setup ## profile study: from the artifact store, then whatever is stale
 lite study: RUNS = dvc stage list --name-only | grep "@$@-"
 lite study: ALONE = dvc --wait-for-lock repro --single-item --allow-missing
 lite study:
+	$(BIN)/python -m lib check --store
 	dvc pull --quiet --allow-missing --with-deps report@$@
 	if [ -f data/raw/modelnet10.npz ]; then dvc repro data@study; fi
 	if [ $(JOBS) -gt 1 ]; then $(RUNS) | xargs -r -n 1 -P $(JOBS) $(ALONE); fi

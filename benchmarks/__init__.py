@@ -9,6 +9,7 @@ SUBJECTS = (
     "training",
     "energy",
     "rounded",
+    "gpu",
     "frechet",
     "neighbours",
     "voxeliser",

@@ -63,15 +63,15 @@ def noise(side: int, batch: int) -> Tensor:
     return (0.1 + torch.randn(batch, 1, side, side, side, generator=draw)).clamp(0, 1)
 
 
-def climb(side: int, batch: int, plain: bool) -> Callable[[], Tensor]:
+def climb(side: int, batch: int, plain: bool, where: str = "cpu") -> Callable[[], Tensor]:
     """``CLIMB`` Adam steps of the sampler; plain is the loop one would write first."""
-    winn, x = section("winn3d", side), noise(side, batch)
+    winn, x = section("winn3d", side), noise(side, batch).to(where)
     if not plain:
-        network = critic(winn3d.Critic, side, winn.layout)
+        network = critic(winn3d.Critic, side, winn.layout).to(where)
         never = torch.full((batch,), math.inf)
         steps = dict(stop=winn.stop, max_steps=CLIMB)
         return lambda: train_winn3d.climb(winn, network, x, never, **steps)[0]
-    network = critic(PlainCritic, side, "contiguous")
+    network = critic(PlainCritic, side, "contiguous").to(where)
     betas = winn.sampler_beta1, winn.sampler_beta2
 
     def ascend() -> Tensor:

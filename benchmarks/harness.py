@@ -175,22 +175,25 @@ def _memory(memory: tuple[float | None, float | None] | None) -> str:
 
 
 def _growth(cases: Sequence[Case]) -> list[str]:
-    """Exponents p of seconds ~ size^p, least squares on logarithms, one line a group."""
+    """Exponents p of seconds ~ size^p, and of memory where it was measured, one line a group."""
     lines = []
     for group in dict.fromkeys(case.group for case in cases if case.group):
         members = [case for case in cases if case.group == group]
         if len(members) < 2:
             continue
-        size = np.log([case.size for case in members])
-        powers = [
-            np.polyfit(size, np.log([getattr(case, side) for case in members]), 1)[0]
-            for side in ("ours", "plain")
-        ]
-        lines += [
-            "",
-            f"Growth: time ~ ({group})^p, p = {powers[0]:.2f} ours, {powers[1]:.2f} plain.",
-        ]
+        size = [case.size for case in members]
+        seconds = [(case.ours, case.plain) for case in members]
+        text = f"Growth: time ~ ({group})^p, {_powers(size, seconds)}"
+        if all(case.memory and all(case.memory) for case in members):
+            text += f"; memory, {_powers(size, [case.memory for case in members])}"
+        lines += ["", f"{text}."]
     return lines
+
+
+def _powers(size: Sequence[int], amounts: Sequence[tuple[float, float]]) -> str:
+    """Least squares on logarithms, for either side."""
+    ours, plain = np.polyfit(np.log(size), np.log(amounts), 1)[0]
+    return f"p = {ours:.2f} ours, {plain:.2f} plain"
 
 
 def machine() -> str:

@@ -148,7 +148,11 @@ def parser() -> Parser:
     add(strip, ("paths", dict(type=Path, nargs="*")))
     add(adopt, profile)
     add(readme)
-    add(check, ("--profile", dict(action="append")))
+    add(
+        check,
+        ("--profile", dict(action="append")),
+        ("--store", dict(action="store_true", help="only whether the artifact store is sound")),
+    )
     return top
 
 
@@ -467,8 +471,12 @@ def readme(options) -> None:
     files.write_text(path, report.readme_tables(path.read_text()))
 
 
-def check(options) -> int:
+def check(options) -> int | None:
     """Compare results in place with the committed ones, within their tolerance."""
+    if options.store:
+        from lib import store
+
+        return print(f"data/store: {store.check()} files, each what its name says")
     from lib import report
 
     status = 0

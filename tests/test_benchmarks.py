@@ -1,13 +1,17 @@
 """The benchmarks: tables, ratios, and every subject once at its smallest size. Nothing is timed."""
 
+import contextlib
+import dataclasses
 import importlib
 import json
 import math
 import os
 import time
+import types
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import (
     SUBJECTS,
@@ -17,6 +21,7 @@ from benchmarks import (
     devices,
     energy,
     frechet,
+    gpu,
     harness,
     judge,
     neighbours,
@@ -47,6 +52,11 @@ def test_growth_is_the_exponent_of_a_group():
         "Growth: time ~ (rows)^p, p = 2.00 ours, 1.00 plain."
     )
     assert "Growth" not in harness.table(cases[:1])
+    assert "memory," not in harness.table([*cases, dataclasses.replace(cases[0], memory=(1, None))])
+    held = [dataclasses.replace(c, memory=(c.size**3, c.size)) for c in cases]
+    assert harness.table(held).splitlines()[-1] == (
+        "Growth: time ~ (rows)^p, p = 2.00 ours, 1.00 plain; memory, p = 3.00 ours, 1.00 plain."
+    )
 
 
 def test_compare_alternates_and_keeps_the_values_of_the_first_pair():
@@ -113,6 +123,86 @@ def test_smallest_size_gives_equal_values_and_a_ratio(name):
     case = SMALLEST[name]()
     assert case.checked and case.agrees, case
     assert case.ratio > 0 and math.isfinite(case.ratio)
+
+
+def warmed(step):
+    """Where there is no GPU to capture on: a capture takes some steps, then there is the step."""
+    for _ in range(gpu.WARM):
+        step()
+    return step
+
+
+def test_ways_of_the_gpu_take_the_same_steps(monkeypatch):
+    """On the CPU, traced but not compiled, with the step itself in place of its graph."""
+    monkeypatch.setattr(gpu, "captured", warmed)
+    monkeypatch.setattr(gpu, "COMPILER", "eager")
+    monkeypatch.setattr(energy, "CLIMB", 4)
+    cpu = torch.device("cpu")
+    found = [*gpu.climb_cases(8, 2, cpu, "batch", n_bytes=2**16), gpu.adam_case(8, cpu)]
+    assert len(found) == 2 + len(gpu.WAYS)
+    for case in found:
+        assert case.checked and case.agrees and case.ratio > 0, case
+    assert all("memory alone" in case.note for case in found[:-1])
+
+
+def test_steps_in_place_are_those_of_the_sampler():
+    winn = dataclasses.replace(energy.section("winn3d", 8), dtype="float32")
+    network = energy.critic(energy.winn3d.Critic, 8, winn.layout)
+    start = energy.noise(8, 2)
+    ascent = gpu.Ascent(network.requires_grad_(False), start, winn)
+    for n in (3, 5):
+        ascent.restart()
+        for _ in range(n):
+            ascent.step()
+        never = torch.full((2,), math.inf)
+        found = energy.train_winn3d.climb(winn, network, start, never, stop="never", max_steps=n)
+        assert not torch.equal(ascent.y, start)
+        torch.testing.assert_close(ascent.y, found[0], rtol=0, atol=1e-4)
+
+
+def test_a_capture_warms_up_on_a_stream_of_its_own(monkeypatch):
+    """The calls that a GPU would get, in their order."""
+    said = []
+    stream = types.SimpleNamespace(wait_stream=lambda other: said.append("wait"))
+
+    @contextlib.contextmanager
+    def inside(name):
+        said.append(name)
+        yield
+        said.append("end")
+
+    graph = types.SimpleNamespace(replay=lambda: said.append("replay"))
+    calls = {"Stream": lambda: stream, "current_stream": lambda: stream}
+    calls |= {"stream": lambda s: inside("side"), "graph": lambda g: inside("capture")}
+    for name, call in (calls | {"CUDAGraph": lambda: graph}).items():
+        monkeypatch.setattr(torch.cuda, name, call)
+    gpu.captured(lambda: said.append("step"))()
+    warm = ["wait", "side", *["step"] * gpu.WARM, "end", "wait"]
+    assert said == [*warm, "capture", "step", "end", "replay"]
+
+
+def test_bytes_of_a_step_by_hand():
+    """Two blocks of one channel and two at 2^3 in float32, two shapes."""
+    winn = dataclasses.replace(energy.section("winn3d", 8), channels=(1, 2), dtype="float32")
+    first, second = (2 + 5) * 8 + 2 * 8, (2 + 10) * 8 + 4 * 1
+    weights = 27 * 1 + 27 * 2 + 2
+    assert gpu.bytes_moved(winn, 2, 2) == 4 * (2 * (first + second) + 2 * weights + 7 * 2 * 8)
+
+
+def test_without_a_gpu_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = harness.table(gpu.cases(False)).splitlines()[-1]
+    said = "3DWINN's sampler on a GPU (not run: torch sees no CUDA device)"
+    assert line == f"| {said} |  |  |  |  |  |"
+
+
+def test_with_a_gpu_its_memory_is_asked(monkeypatch):
+    held = iter((2**20, 3 * 2**20))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(held))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    built = []
+    assert gpu.peak(lambda n: lambda: built.append(n), 7) == 2 and built == [7]
 
 
 def test_subjects_have_cases_and_a_title():

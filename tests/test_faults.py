@@ -11,8 +11,10 @@ import time
 import zipfile
 
 import pytest
+from dvc.exceptions import CheckoutError
+from dvc.repo import Repo
 
-from lib import cli, evaluate, files, paths, rng
+from lib import cli, evaluate, files, paths, rng, store
 from lib.errors import StudyError
 from lib.train import checkpoint, engine, gan3d, parcel, runs
 
@@ -363,6 +365,55 @@ def test_a_damaged_record_is_said_not_retrained(published, smoke, text, capsys):
     assert cli.main(["queue", "--profile", "smoke"]) == cli.STATUS_BAD_INPUT
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "run.json" in said
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A project with the study's DVC configuration and two files in its store; then the place."""
+    project = tmp_path / "project"
+    (project / "out").mkdir(parents=True)
+    for name in "ab":
+        (project / "out" / name).write_text(name * 1000)
+    monkeypatch.chdir(project)
+    with Repo.init(project, no_scm=True):
+        shutil.copy(paths.CODE / ".dvc" / "config", project / ".dvc" / "config")
+    with Repo(project, config={"core": {"no_scm": True}}) as repo:
+        repo.add("out")
+        repo.push()
+    for name in ("out", ".dvc/cache"):
+        shutil.rmtree(project / name)
+    return project
+
+
+@pytest.mark.parametrize("how", [None, *DAMAGES])
+def test_a_damaged_file_of_the_store_is_never_taken(stored, how):
+    path = max((stored / "data/store").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    path.chmod(0o644)
+    if how:
+        damage(path, how)
+    with Repo(stored, config={"core": {"no_scm": True}}) as repo:
+        if not how:
+            repo.pull()
+            assert (stored / "out" / "a").read_text() == "a" * 1000
+            return
+        with pytest.raises(CheckoutError):
+            repo.pull()
+    assert not (stored / "out").exists()
+    with pytest.raises(StudyError, match=f"{path.name}: damaged; bring back") as error:
+        store.check(stored / "data/store")
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_counts_the_store_or_says_what_is_damaged(stored, monkeypatch, capsys):
+    monkeypatch.setattr(store.check, "__defaults__", (stored / "data/store",))
+    assert cli.main(["check", "--store"]) == 0
+    assert "3 files, each what its name says" in capsys.readouterr().out
+    for path in (p for p in (stored / "data/store").rglob("*") if p.is_file()):
+        path.chmod(0o644)
+        damage(path, "cut")
+    assert cli.main(["check", "--store"]) == cli.STATUS_BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "and 2 more: damaged" in said
 
 
 # ---------------------------------------------------------------- two at once

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from lib import config, features, runner
+from lib import config, features, runner, store
 from lib.train import runs
 from tests.imports import ROOT, closure, direct_imports, needed_by, source_of
 
@@ -21,6 +21,7 @@ LIMIT = 45 * 2**20
 ORDER = [
     {"errors"},
     {"paths", "files", "cards"},
+    {"store"},
     {"config"},
     {"rng", "device"},
     {"voxel", "render"},
@@ -215,3 +216,8 @@ def test_no_data_set_is_tracked():
 
 def test_the_store_is_named_relative():
     assert "url = ../data/store" in (ROOT / ".dvc/config").read_text()
+
+
+def test_the_store_is_sound():
+    named = [f for f in tracked() if f.startswith("data/store/files/")]
+    assert store.check() >= len(named) > 100
