@@ -177,13 +177,14 @@ def adam_ascent(
     y, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
     for t in range(1, max_steps + 1):
         values, gradient = input_gradient(f, y)
-        moving = _below(values.cpu(), thresholds[rows].cpu(), stop, mean)
-        if not moving.all():
-            out[rows[~moving]] = y[(~moving).to(y.device)]
-            kept = moving.to(y.device)
-            rows, y, m, v, gradient = rows[moving], y[kept], m[kept], v[kept], gradient[kept]
-        if len(rows) == 0:
-            break
+        if stop != "never":  # else no step waits for the device's answer
+            moving = _below(values.cpu(), thresholds[rows].cpu(), stop, mean)
+            if not moving.all():
+                out[rows[~moving]] = y[(~moving).to(y.device)]
+                kept = moving.to(y.device)
+                rows, y, m, v, gradient = rows[moving], y[kept], m[kept], v[kept], gradient[kept]
+            if len(rows) == 0:
+                break
         m.lerp_(gradient, 1 - beta1)
         v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         scale = v.div(1 - beta2**t).sqrt_().add_(epsilon)
@@ -199,8 +200,6 @@ def adam_ascent(
 
 def _below(values: Tensor, thresholds: Tensor, stop: str, mean: Callable) -> Tensor:
     """Which shapes (B,) go on."""
-    if stop == "never":
-        return torch.ones(len(values), dtype=torch.bool)
     if stop == "shape":
         return values < thresholds
     return torch.full((len(values),), bool(mean(values) < mean(thresholds)))

@@ -11,6 +11,12 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# Models that a notebook loads by name, besides those that its own name or command gives.
+LOADED = {
+    "02_reference": ("judge",),
+    "31_latent_space": ("gan3d", "vae3d", "autoencoder", "vaegan3d"),
+    "32_single_image": ("vaegan3d", "encoder_decoder"),
+}
 
 
 def module_file(name: str) -> Path | None:
@@ -55,16 +61,13 @@ def source_of(file: Path) -> str:
 def needed_by(command: str) -> set[str]:
     """Files of `lib` that a stage's command `python -m lib notebook NAME ...` depends on.
 
-    A training notebook imports its model by name, so `lib/train/<model>.py` counts too: of
-    `-p model=`, else of the notebook's own name.
+    A model that is imported by its name counts with `lib/train/<model>.py`: that of `-p model=`,
+    else of the notebook's own name, else those of ``LOADED``.
     """
     name = re.search(r"lib notebook (\S+)", command).group(1)
     model = re.search(r"-p model=(\w+)", command) or re.match(r"\d+_train_(\w+)", name)
-    start = [ROOT / f"notebooks/{name}.ipynb"]
-    if model:
-        start.append(ROOT / f"lib/train/{model.group(1)}.py")
-    elif name == "02_reference":
-        start.append(ROOT / "lib/train/judge.py")
+    models = [model.group(1)] if model else LOADED.get(name, ())
+    start = [ROOT / f"notebooks/{name}.ipynb", *(ROOT / f"lib/train/{m}.py" for m in models)]
     return {str(f.relative_to(ROOT)) for f in closure(*start) if f.suffix == ".py"}
 
 

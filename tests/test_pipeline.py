@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import yaml
 
-from lib import config, features, runner, store
+from lib import config, features, latent, runner, single_image, store
 from lib.train import runs
 from tests.imports import ROOT, closure, direct_imports, needed_by, source_of
 
@@ -75,12 +75,14 @@ def test_dependencies_contain_the_import_closure(name):
         ("supervised", config.CLASSIFIERS),
         ("adversarial", config.CLASSIFIERS),
         ("svm_features", tuple(features.STARTS)),
+        ("latent_space", latent.STUDIED),
+        ("single_image", single_image.MODELS),
     ],
 )
 def test_tables_depend_on_the_models_that_they_load_by_name(name, models):
     """Their modules are imported by `runs.model`, where no import shows; parameters count too."""
     stage = body(PIPELINE["stages"][name])
-    (sections,) = [v for p in stage["params"] for k, v in p.items() if k == "params/${key}.yaml"]
+    (sections,) = [v for p in stage["params"] for k, v in p.items() if k.startswith("params/${")]
     assert set(models) <= set(sections)
     for model in models:
         modules = {f"lib/train/{model}.py", *runs.model(model).modules}

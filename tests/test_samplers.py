@@ -286,7 +286,21 @@ def test_a_shape_that_stops_by_itself_does_not_depend_on_its_batch(sigma):
     torch.testing.assert_close(together, torch.cat([y for y, _ in alone]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("stop", ["batch", "shape"])
+def test_without_a_stop_the_thresholds_are_not_asked():
+    options = dict(lr=0.01, beta1=0.8, beta2=0.999, max_steps=4)
+    met = torch.full((3,), -NEVER)
+    _, taken = samplers.adam_ascent(wavy, cubes(3), met, **options)
+    assert taken.tolist() == [0, 0, 0]
+
+    def asked(values):
+        raise AssertionError("a step that waits for the device")
+
+    end, taken = samplers.adam_ascent(wavy, cubes(3), met, stop="never", mean=asked, **options)
+    wanted, _ = samplers.adam_ascent(wavy, cubes(3), never(3), **options)
+    assert taken.tolist() == [4, 4, 4] and torch.equal(end, wanted)
+
+
+@pytest.mark.parametrize("stop", ["batch", "shape", "never"])
 def test_no_steps_give_the_start(stop):
     x = cubes(3)
     end, taken = samplers.adam_ascent(

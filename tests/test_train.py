@@ -803,6 +803,14 @@ def test_what_another_clone_made_counts_while_its_parameters_hold(nothing_publis
     assert not runs.is_published(run, lite)
 
 
+@pytest.mark.parametrize("text", ["", "schema: '2.0'\n", "stages:\n  judge: {cmd: 'py", "stages"])
+def test_a_lock_that_is_being_written_is_one_line(nothing_published, monkeypatch, tmp_path, text):
+    (tmp_path / "dvc.lock").write_text(text)
+    monkeypatch.setattr(paths, "CODE", tmp_path)
+    with pytest.raises(StudyError, match="^dvc.lock: empty or cut short; [^\n]+$"):
+        runs.is_published(runs.Run("lite", "winn3d", "chair", 0), config.load("lite"))
+
+
 def test_adoption(nothing_published, smoke, params):
     assert runs.adopt(smoke) == []
     before = (params / "runs.yaml").read_text()

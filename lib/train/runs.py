@@ -479,8 +479,17 @@ def is_published(run: Run, profile: config.Profile) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _stages(lock: str) -> dict:
-    """The stages in the text of dvc.lock: ten thousand lines, asked once a run, read once."""
-    return yaml.load(lock, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get("stages", {})
+    """The stages in the text of dvc.lock: ten thousand lines, asked once a run, read once.
+
+    Raises StudyError where it holds none: DVC does not write that file at once.
+    """
+    try:
+        return yaml.load(lock, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    except (yaml.YAMLError, TypeError, KeyError):
+        raise StudyError(
+            "dvc.lock: empty or cut short; another dvc command may be writing it: wait for it, "
+            "or `git checkout dvc.lock`"
+        ) from None
 
 
 def _is_current(made: dict, run: Run, profile: config.Profile) -> bool:
