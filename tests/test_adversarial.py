@@ -406,9 +406,61 @@ def test_the_conclusion_follows_the_numbers(trial, settings):
 
 def test_the_words_go_either_way():
     few, many = np.arange(40) < 4, np.arange(40) < 30
-    assert "3DWINN errs less often" in adversarial._compared("x", many, few)
-    assert "Baseline errs less often" in adversarial._compared("x", few, many)
-    assert "cannot be told apart" in adversarial._compared("x", few, ~few & (np.arange(40) < 9))
+    assert "3DWINN errs less often" in adversarial._compared("x", PAIR, many, few)
+    assert "Baseline errs less often" in adversarial._compared("x", PAIR, few, many)
+    assert "cannot be told apart" in adversarial._compared(
+        "x", PAIR, few, ~few & (np.arange(40) < 9)
+    )
+
+
+def test_the_verdict_follows_the_attacks_and_the_checks(trial, monkeypatch):
+    """Fewer errors, more, both or neither; and what failed checks make of fewer errors."""
+    few, many = np.arange(40) < 4, np.arange(40) < 30
+    found = {}
+    monkeypatch.setattr(adversarial, "_at", lambda t, pair, kind, budget: found[kind])
+    passed = pd.DataFrame({"passed": [True, True]})
+    monkeypatch.setattr(adversarial, "masking_checks", lambda t, model: passed)
+    same = dict.fromkeys(("pgd", "rays", "greedy flips"), (few, few))
+    found |= same
+    assert "cannot be told apart" in adversarial.verdict(trial)
+    found["pgd"] = (many, few)
+    assert "3DWINN is more robust than Baseline under PGD" in adversarial.verdict(trial)
+    assert "shows no hidden gradients" in adversarial.verdict(trial)
+    passed["passed"] = [True, False]
+    assert "may hide its gradients" in adversarial.verdict(trial)
+    found["rays"] = (few, many)
+    assert "they disagree" in adversarial.verdict(trial)
+    found["pgd"] = (few, few)
+    assert "3DWINN is less robust than Baseline under RayS" in adversarial.verdict(trial)
+
+
+def test_the_yardstick_is_compared_where_it_stands(trial, settings):
+    """A hardened Baseline meets both classifiers of the paper in the rows and in the words."""
+    titles = {r["row"] for r in adversarial.curve_rows(trial) if "mcnemar" in r["metric"]}
+    assert titles == {"Baseline against 3DWINN"}
+    models = ["baseline", "introspective", "hardened"]
+    more = config.with_changes(settings, attacks={"classifiers": models, "strong": models})
+    hard = dataclasses.replace(trial.classifiers["voxnet"], row=ROWS["hardened"])
+    classifiers = {m: trial.classifiers[m] for m in PAIR} | {"hardened": hard}
+    made = dataclasses.replace(trial, profile=more, classifiers=classifiers)
+    rows = [*adversarial.curve_rows(made), *adversarial.table_7_rows(made)]
+    titles = {r["row"] for r in rows if "mcnemar" in r["metric"]}
+    assert titles == {" against ".join(ROWS[m] for m in pair) for pair in adversarial.PAIRS}
+    assert len(adversarial.PAIRS) == 3
+    assert "PGD at ε = 0.3, Baseline errs on" in adversarial.conclusion(made)
+
+
+def test_longer_ways_of_fgsm_go_on_where_shorter_ones_end(trial, fresh):
+    """Table 7's sets share their steps; each is what the attack makes by itself."""
+    rows, step = trial.table_rows, 0.02
+    x, y = trial._tensors("baseline", rows)
+    f = trial.classifiers["baseline"].network
+    for n in trial.profile.attacks.steps:
+        found = trial.attacked("baseline", "iterative_fgsm", rows, step=step, n_steps=n)
+        alone = attacks.iterative_fgsm(f, x, y, step, n)
+        assert np.allclose(found, alone.numpy(), atol=1e-6) and (found != x.numpy()).any()
+    kept = {p.parent.name.split("-")[0] for p in fresh.rglob("*.npz")}
+    assert kept == {"fgsm", "iterative_fgsm"}
 
 
 def test_without_classifiers_everything_is_empty(settings, own):
