@@ -260,7 +260,7 @@ def gallery(
     colours: Mapping[str, str] | None = None,
     marks: Mapping[str, np.ndarray] | None = None,
     cell: float = 1.15,
-    same_scale: bool = False,
+    same_scale: bool = True,
     title: str | None = None,
 ) -> Figure:
     """Draw labelled rows of shapes, all seen from the same side.
@@ -268,8 +268,8 @@ def gallery(
     rows: label -> bool (N, D, D, D); a row with more than `columns` shapes goes on in the next
     line; titles: heads of the columns; captions: label -> one text under each shape; colours:
     label -> colour, else the palette in turn; marks: label -> voxels to show as added or removed,
-    see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, else each fills
-    its cell. An empty grid shows the word "empty".
+    see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, so that specks
+    look like specks; else each fills its cell. An empty grid shows the word "empty".
     Raises StudyError for shapes that are not boolean cubes and for lists of the wrong length.
     """
     rows = {name: _checked_shapes(s, f"gallery row '{name}'") for name, s in rows.items()}
@@ -348,9 +348,7 @@ def neighbours_figure(samples, nearest, captions: Sequence[str], *, title=None) 
     rows = {"sample": samples, below: nearest}
     colours = {"sample": PALETTE[0], below: PALETTE[7]}
     texts = {below: captions}
-    return gallery(
-        rows, len(samples), captions=texts, colours=colours, same_scale=True, title=title
-    )
+    return gallery(rows, len(samples), captions=texts, colours=colours, title=title)
 
 
 def pictures_and_shapes(
@@ -822,10 +820,10 @@ def few_colours(png: bytes) -> bytes:
     """The same picture in at most 256 colours, where that is smaller.
 
     Figures of few hues lose nothing that can be seen and take a third of the bytes, which the
-    artifact store counts. A picture that can be seen through stays as it is.
+    artifact store counts. A picture that can be seen through, or has a palette, stays as it is.
     """
     with Image.open(io.BytesIO(png)) as picture:
-        if picture.convert("RGBA").getextrema()[3] != (255, 255):
+        if picture.mode == "P" or picture.convert("RGBA").getextrema()[3] != (255, 255):
             return png
         few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
     buffer = io.BytesIO()

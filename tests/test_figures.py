@@ -216,6 +216,20 @@ def test_gallery_draws_every_visible_face_inside_its_cell(shapes):
     assert centres[0, 1] > centres[2, 1] > centres[3, 1]  # later rows lie lower
 
 
+def test_specks_look_like_specks():
+    """One voxel beside a full cube is drawn in the cube's scale; without it each fills its cell."""
+    grids = np.zeros((2, 8, 8, 8), bool)
+    grids[0, 3, 3, 3], grids[1] = True, True
+
+    def sizes(**options):
+        faces = figures.gallery({"a": grids}, **options).axes[0].collections
+        return [np.ptp(np.concatenate([p.vertices for p in f.get_paths()]), 0).max() for f in faces]
+
+    speck, cube = sizes()
+    assert cube == pytest.approx(0.92) and speck == pytest.approx(cube / 8)
+    assert sizes(same_scale=False) == pytest.approx([0.92, 0.92])
+
+
 def test_gallery_texts_and_empty_grids(shapes):
     shapes[1] = False
     figure = figures.gallery(
