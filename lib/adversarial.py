@@ -172,6 +172,20 @@ class Trial:
 
         return cache.kept(folder / f"wrong-{self.classifiers[target].hash}.npz", ask)
 
+    def wrong_of_errors(
+        self, target: str, source: str, name: str, rows: np.ndarray, **params
+    ) -> np.ndarray:
+        """``wrong_on``, asked only of the shapes that ``source`` itself misclassifies, in order."""
+        folder = self._folder(source, name, rows, params)
+
+        def ask() -> np.ndarray:
+            errors = self.wrong_on(source, source, name, rows, **params)
+            found = self.attacked(source, name, rows, **params)
+            return self.wrong(target, found[errors], rows[errors])
+
+        path = folder / f"wrong-of-errors-{self.classifiers[target].hash}.npz"
+        return cache.kept(path, ask)
+
     def wrong(self, target: str, found: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether ``target`` misclassifies shapes (n, 1, D, D, D) of test rows, bool (n,)."""
         network, size = self.classifiers[target].network, self.profile.attacks.batch
@@ -323,8 +337,8 @@ def table_7_rows(trial: Trial) -> Iterable[dict]:
             yield _row(seen.row, metric, _wilson(wrong), len(rows), headline)
             for other in trial.classifiers:
                 if headline and other != model:
-                    answers = trial.wrong_on(other, model, attack, rows, **params)
-                    yield _correction_row(name, model, other, wrong, answers)
+                    answers = trial.wrong_of_errors(other, model, attack, rows, **params)
+                    yield _correction_row(name, model, other, len(rows), answers)
     for model in trial.absent:
         note = "not trained in this profile"
         if model not in PAIR or trial.profile.data.source == "procedural":
@@ -345,14 +359,14 @@ def error_by_steps(trial: Trial) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=CURVE)
 
 
-def _correction_row(name: str, a: str, b: str, wrong_a: np.ndarray, wrong_b: np.ndarray) -> dict:
-    """B's correction rate on A's examples; empty where A made no error."""
-    n_a, estimate = int(wrong_a.sum()), NOTHING
+def _correction_row(name: str, a: str, b: str, n: int, wrong_b: np.ndarray) -> dict:
+    """B's correction rate on A's examples, from B's answers to A's errors; empty without errors."""
+    n_a, estimate = len(wrong_b), NOTHING
     if n_a:
-        estimate = metrics.wilson_interval(int((wrong_a & ~wrong_b).sum()), n_a)
+        estimate = metrics.wilson_interval(int((~wrong_b).sum()), n_a)
     metric = f"{name} correction rate on {ROWS[a]}"
     headline = int({a, b} == set(PAIR))
-    return _row(ROWS[b], metric, estimate, len(wrong_a), headline, f"of {n_a} errors")
+    return _row(ROWS[b], metric, estimate, n, headline, f"of {n_a} errors")
 
 
 def _paired_rows(trial: Trial, rows: np.ndarray, settings: dict) -> Iterable[dict]:
