@@ -20,7 +20,7 @@ def verdicts(found: pd.DataFrame, profile: config.Profile) -> list[str]:
     for name, bar in BARS[found["table"].iloc[0]].items():
         rows = own if name == BEST else own[own["row"] == name]
         if rows.empty:
-            out.append(f"{name}: no run here, so the bar of {bar:.1%} is missed.")
+            out.append(f"{name}: no run here, so the bar of {bar:.1%} was not tried.")
             continue
         best = rows.loc[rows["value"].idxmax()]
         title = (

@@ -35,5 +35,5 @@ def test_bars_are_named_where_they_are_missed():
     (unsupervised,) = said(0.904, 0.9, "unsupervised")
     assert "control" not in unsupervised and "misses the bar of 90.5%" in unsupervised
     nothing = bars.verdicts(table([row("control", 0.9)], "lite", "supervised"), config.load("lite"))
-    assert nothing[0] == "Baseline: no run here, so the bar of 91.5% is missed."
+    assert nothing[0] == "Baseline: no run here, so the bar of 91.5% was not tried."
     assert said(0.9, 0.9, profile="quick")[0].startswith("The bars are of ModelNet10")
