@@ -260,7 +260,7 @@ def gallery(
     colours: Mapping[str, str] | None = None,
     marks: Mapping[str, np.ndarray] | None = None,
     cell: float = 1.15,
-    same_scale: bool = True,
+    same_scale: bool = False,
     title: str | None = None,
 ) -> Figure:
     """Draw labelled rows of shapes, all seen from the same side.
@@ -268,8 +268,9 @@ def gallery(
     rows: label -> bool (N, D, D, D); a row with more than `columns` shapes goes on in the next
     line; titles: heads of the columns; captions: label -> one text under each shape; colours:
     label -> colour, else the palette in turn; marks: label -> voxels to show as added or removed,
-    see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, so that specks
-    look like specks; else each fills its cell. An empty grid shows the word "empty".
+    see `changed`; cell: inches a shape; same_scale: draw all with one voxel size, else each fills
+    its cell, but one smaller than the median shape is drawn in that one's scale, so that specks
+    look like specks. An empty grid shows the word "empty".
     Raises StudyError for shapes that are not boolean cubes and for lists of the wrong length.
     """
     rows = {name: _checked_shapes(s, f"gallery row '{name}'") for name, s in rows.items()}
@@ -286,15 +287,17 @@ def gallery(
         _check_length(mark, len(rows[name]), f"gallery row '{name}'", "marks")
     columns = min(columns, max(map(len, rows.values())))
     _check_length(titles, columns if titles is not None else 0, "gallery", "column titles")
-    scale = None
-    if same_scale:
-        scale = 0.92 / max(1.0, max(_extent(g) for shapes in rows.values() for g in shapes))
+    extents = np.array([_extent(g) for shapes in rows.values() for g in shapes if g.any()])
+    least = np.max(extents, initial=1.0) if same_scale else np.median([*extents] or [1.0])
     with quiet_style():
-        return _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, title)
+        return _draw_gallery(rows, columns, titles, captions, colours, marks, cell, least, title)
 
 
-def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, title) -> Figure:
-    """Lay the rows of `gallery` out on one axes whose data unit is the cell."""
+def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, least, title) -> Figure:
+    """Lay the rows of `gallery` out on one axes whose data unit is the cell.
+
+    least: voxels that a cell holds at least.
+    """
     label = 0.10 + 0.085 / cell * max(len(line) for n in rows for line in n.split("\n"))
     head = (0.28 if titles else 0.04) + (0.30 if title else 0.0)
     top, cells, heads = head / cell, [], []
@@ -313,7 +316,7 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     # y counts downwards for the text; shapes are drawn upright in coordinates turned over.
     upright = Affine2D().scale(1, -1) + axes.transData
     for grid, x, y, colour, caption, marked in cells:
-        _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marked)
+        _draw_cell(axes, grid, x, y, colour, caption, least, upright, marked)
     for name, y in heads:
         axes.text(0.06 - label, y, name, va="center", ha="left", fontsize=9, linespacing=1.3)
     for k, text in enumerate(titles or ()):
@@ -323,8 +326,9 @@ def _draw_gallery(rows, columns, titles, captions, colours, marks, cell, scale, 
     return figure
 
 
-def _draw_cell(axes, grid, x, y, colour, caption, scale, upright, marks) -> None:
+def _draw_cell(axes, grid, x, y, colour, caption, least, upright, marks) -> None:
     if grid.any():
+        scale = 0.92 / max(least, _extent(grid))
         faces = draw_shape(
             axes, grid, centre=(x, -y), size=0.92, colour=colour, scale=scale, marks=marks
         )
@@ -348,7 +352,8 @@ def neighbours_figure(samples, nearest, captions: Sequence[str], *, title=None) 
     rows = {"sample": samples, below: nearest}
     colours = {"sample": PALETTE[0], below: PALETTE[7]}
     texts = {below: captions}
-    return gallery(rows, len(samples), captions=texts, colours=colours, title=title)
+    options = {"captions": texts, "colours": colours, "title": title}
+    return gallery(rows, len(samples), same_scale=True, **options)
 
 
 def pictures_and_shapes(

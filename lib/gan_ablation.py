@@ -274,7 +274,7 @@ def pictures(
     titles = [f"seed {seed}" if k == 0 else "" for seed in names for k in range(n)]
     drawn = {
         "occupancy": figures.curves(wide, list(samples), by="seed", sharey=True),
-        "samples": figures.gallery(rows, len(titles), titles=titles, cell=1.0),
+        "samples": figures.gallery(rows, len(titles), titles=titles, cell=0.8),
     }
     for kind, picture in drawn.items():
         table = results if kind == "samples" else None

@@ -217,17 +217,16 @@ def test_gallery_draws_every_visible_face_inside_its_cell(shapes):
 
 
 def test_specks_look_like_specks():
-    """One voxel beside a full cube is drawn in the cube's scale; without it each fills its cell."""
-    grids = np.zeros((2, 8, 8, 8), bool)
-    grids[0, 3, 3, 3], grids[1] = True, True
+    """Of three shapes the smallest is drawn in the scale of the middle one, the others fill."""
+    grids = np.zeros((3, 8, 8, 8), bool)
+    grids[0, 3, 3, 3], grids[1, :4, :4, :4], grids[2] = True, True, True
 
     def sizes(**options):
         faces = figures.gallery({"a": grids}, **options).axes[0].collections
         return [np.ptp(np.concatenate([p.vertices for p in f.get_paths()]), 0).max() for f in faces]
 
-    speck, cube = sizes()
-    assert cube == pytest.approx(0.92) and speck == pytest.approx(cube / 8)
-    assert sizes(same_scale=False) == pytest.approx([0.92, 0.92])
+    assert sizes() == pytest.approx([0.92 / 4, 0.92, 0.92])
+    assert sizes(same_scale=True) == pytest.approx([0.92 / 8, 0.92 / 2, 0.92])
 
 
 def test_gallery_texts_and_empty_grids(shapes):

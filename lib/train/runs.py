@@ -588,7 +588,8 @@ def stamp_recipes() -> None:
 def adopt(profile: config.Profile) -> list[str]:
     """Add complete runs to params/runs.yaml, which lists what the pipeline publishes.
 
-    A run whose notebook was run by hand counts too. Returns the ids that were added. Raises StudyError, and adds none, where one is damaged.
+    A run whose notebook was run by hand counts too. Returns the ids that were added. Raises
+    StudyError, and adds none, where one is damaged.
     """
     path = paths.PARAMS / "runs.yaml"
     listed = yaml.safe_load(path.read_text())
