@@ -706,7 +706,7 @@ def show_examples(trial: Trial, model: str, n: int, path: Path) -> None:
     shapes, marks = figures.changed(before, after)
     rows = {"before": before, "after": shapes}
     picture = figures.gallery(
-        rows, n, captions={"after": captions}, marks={"after": marks}, title=ROWS[model]
+        rows, n, captions={"after": captions}, marks={"after": marks}, title=ROWS[model], cell=1.5
     )
     figures.save(picture, path)
     figures.display_shapes(shapes, captions, marks=marks)
