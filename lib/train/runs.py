@@ -611,9 +611,8 @@ def adopt(profile: config.Profile) -> list[str]:
 def run_group(run: Run) -> str:
     """The stage group of a run: weights travel for the judge, ``all`` and one category a model.
 
-    Of 3DWINN only ``all``, since a run holds the critics of all its cascades; of the hardened
-    Baseline none: it is the yardstick of one page.
+    Of 3DWINN only ``all``: a run holds the critics of all its cascades.
     """
     one = "all" if run.model == "winn3d" else "chair"
-    travels = run.seed == 0 and run.category in ("all", one) and run.model != "hardened"
+    travels = run.seed == 0 and run.category in ("all", one)
     return run.model if travels else f"{run.model}_light"
