@@ -651,11 +651,17 @@ def masking_checks(trial: Trial, model: str) -> pd.DataFrame:
 def gradient_sizes(trial: Trial, model: str) -> pd.DataFrame:
     """Length of the gradient by the voxels and share of exact zeros in it, one line a shape."""
     rows, size = trial.strong_rows, trial.profile.attacks.batch
-    network, parts = trial.classifiers[model].network, []
-    for k in range(0, len(rows), size):
-        found = attacks.gradient_sizes(network, *trial._tensors(model, rows[k : k + size]))
-        parts.append(np.stack([v.cpu().numpy() for v in found], 1))
-    return pd.DataFrame(np.concatenate(parts), columns=["length", "zeros"])
+    network = trial.classifiers[model].network
+
+    def ask() -> np.ndarray:
+        parts = []
+        for k in range(0, len(rows), size):
+            found = attacks.gradient_sizes(network, *trial._tensors(model, rows[k : k + size]))
+            parts.append(np.stack([v.cpu().numpy() for v in found], 1))
+        return np.concatenate(parts)
+
+    path = trial._folder(model, "gradient sizes", rows, {}) / "found.npz"
+    return pd.DataFrame(cache.kept(path, ask), columns=["length", "zeros"])
 
 
 def loss_surface(trial: Trial, model: str) -> tuple[np.ndarray, np.ndarray]:

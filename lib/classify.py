@@ -13,7 +13,7 @@ from lib.errors import StudyError
 from lib.models.classifiers import Views
 from lib.train import introspective, runs
 
-VALIDATION = "validation.npz"  # logits of the validation part, beside a classifier's weights
+VALIDATION = "validation.npz"  # logits of the validation part, in a classifier's record
 
 
 def load_classifier(run: str | runs.Run, profile: config.Profile) -> Views:
@@ -58,17 +58,29 @@ def logits(network: torch.nn.Module, grids: np.ndarray, batch: int = 64) -> np.n
 
 
 def present(profile: config.Profile) -> list[runs.Run]:
-    """Classifiers whose weights are published: the judges that the profile asks, then its own.
+    """Classifiers whose weights are here: the judges that the profile asks, then its own.
 
     Raises StudyError where the folder of one is named as no run of the profile.
     """
+    return [run for run in _published(profile) if _has_weights(run)]
+
+
+def absent(profile: config.Profile) -> list[runs.Run]:
+    """Published classifiers whose weights are not here, in the order of ``present``."""
+    return [run for run in _published(profile) if not _has_weights(run)]
+
+
+def _has_weights(run: runs.Run) -> bool:
+    return bool(list(run.weights.glob("*.safetensors")))
+
+
+def _published(profile: config.Profile) -> list[runs.Run]:
     judges = paths.results(profile.judge.profile) / "judge"
     own = paths.results(profile.name) / "classifiers"
     found = [
         _run_in(p.parent, name)
         for folder, name in ((judges, profile.judge.profile), (own, profile.name))
         for p in sorted(folder.glob("*/run.json"))
-        if list(p.parent.glob("*.safetensors"))
     ]
     order = list(runs.MODELS)
     return sorted(found, key=lambda r: (order.index(r.model), r.seed))
@@ -123,7 +135,7 @@ def best(profile: config.Profile) -> tuple[runs.Run, float, int]:
 
 
 def store_validation(run: runs.Run, profile: config.Profile) -> np.ndarray:
-    """Ask a published classifier about the validation part and keep its logits beside it."""
+    """Ask a published classifier about the validation part and keep its logits in its record."""
     split = data.load_train(profile.data)
     found = logits(load_classifier(run, profile), split.voxels[split.validation])
     files.save_npz(run.samples / VALIDATION, logits=found.astype(np.float32))

@@ -390,7 +390,7 @@ class Features:
 
     n_train: int  # training shapes of each category that fit the classifiers; 0 is all
     c: float  # of the SVM, as published
-    cs: tuple[float, ...]  # from which cross-validation chooses; ascending, with c
+    relative_cs: tuple[float, ...]  # over the features' variance, beside c
     logistic_cs: tuple[float, ...]  # of the logistic regression, from which it chooses
     folds: int
     shares: tuple[float, ...]  # of the labels, beside all of them
@@ -754,8 +754,7 @@ def _check(profile: Profile, name: str) -> None:
         )
         >= 1,
         "features.n_train must be 0 or more": profile.features.n_train >= 0,
-        "features.cs must ascend from above 0 and hold features.c": _ascends(profile.features.cs)
-        and profile.features.c in profile.features.cs,
+        "features.relative_cs must ascend from above 0": _ascends(profile.features.relative_cs),
         "features.logistic_cs must ascend from above 0": _ascends(profile.features.logistic_cs),
         "features.shares must ascend from above 0 to below 1": _ascends(
             (*profile.features.shares, 1.0)

@@ -230,12 +230,13 @@ def _support_vectors(where: Task, row: Row, scaling: str, found: Found) -> None:
     settings, labels = where.profile.features, where.train.labels
     train, test = linear.scaled(scaling, row.train, row.test)
     kernel, across = linear.gram(train, train), linear.gram(test, train)
-    validated = linear.cross_validated(kernel, labels, where.fold, settings.cs)
-    answers = (across @ linear.one_versus_rest(kernel, labels, settings.cs)).argmax(2)
-    for how, i in ((PAPER, settings.cs.index(settings.c)), (VALIDATED, int(validated.argmax()))):
+    cs = linear.grid_of_c(kernel, settings.relative_cs, settings.c)
+    validated = linear.cross_validated(kernel, labels, where.fold, cs)
+    answers = (across @ linear.one_versus_rest(kernel, labels, cs)).argmax(2)
+    for how, i in ((PAPER, cs.index(settings.c)), (VALIDATED, int(validated.argmax()))):
         name = f"{scaling}, {how}"
         found.answers[name], found.validated[name] = answers[i], float(validated[i])
-        found.notes[name] = f"linear SVM, {scaling} features, C = {settings.cs[i]:g}"
+        found.notes[name] = f"linear SVM, {scaling} features, C = {cs[i]:.3g}"
     _mark_edge(found, name, validated)
     right = (answers == where.test.labels).sum(1)
     claim = f"{scaling}, best C on the test split"

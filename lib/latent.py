@@ -63,8 +63,8 @@ def spaces(profile: config.Profile) -> tuple[list[Space], list[str]]:
     """The spaces of the runs whose weights are published, and the ids of the runs without.
 
     One for each threshold of ``runs.thresholds``: some generators leave next to nothing above .5.
-    Looked for are the runs whose weights travel with the repository: seed 0 of each model on one
-    category and on all of them. Raises StudyError where there are none at all.
+    Looked for is seed 0 of each model on one category and on all of them. Raises StudyError where
+    there are none at all.
     """
     looked_for = [
         run

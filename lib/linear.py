@@ -158,6 +158,19 @@ def folds(labels: np.ndarray, groups: np.ndarray, n: int, *key: str | int) -> np
     return found
 
 
+def grid_of_c(kernel: np.ndarray, relative: tuple[float, ...], c: float) -> tuple[float, ...]:
+    """Values of C for features of any scale, ascending: ``relative`` over their variance, and c.
+
+    Features times s with C over s^2 are the same SVM, but for the penalty on the intercept; so
+    equal ``relative`` are alike for all features. The variance is the sum over features, from
+    their ``gram``. StudyError where no feature varies.
+    """
+    variance = float(np.diag(kernel).mean() - kernel.mean())
+    if not variance > 0:
+        raise StudyError("the features are the same for all shapes: there is nothing to classify")
+    return tuple(sorted({*(r / variance for r in relative), c}))
+
+
 def cross_validated(
     kernel: np.ndarray, labels: np.ndarray, fold: np.ndarray, cs: tuple[float, ...]
 ) -> np.ndarray:

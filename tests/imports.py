@@ -10,10 +10,13 @@ from pathlib import Path
 
 import yaml
 
+from lib import config
+
 ROOT = Path(__file__).resolve().parent.parent
 # Models that a notebook loads by name, besides those that its own name or command gives.
 LOADED = {
     "02_reference": ("judge",),
+    "16_train_classifiers": config.CLASSIFIERS,
     "31_latent_space": ("gan3d", "vae3d", "autoencoder", "vaegan3d"),
     "32_single_image": ("vaegan3d", "encoder_decoder"),
 }
@@ -62,11 +65,12 @@ def needed_by(command: str) -> set[str]:
     """Files of `lib` that a stage's command `python -m lib notebook NAME ...` depends on.
 
     A model that is imported by its name counts with `lib/train/<model>.py`: that of `-p model=`,
-    else of the notebook's own name, else those of ``LOADED``.
+    else those of ``LOADED``, else of the notebook's own name.
     """
     name = re.search(r"lib notebook (\S+)", command).group(1)
-    model = re.search(r"-p model=(\w+)", command) or re.match(r"\d+_train_(\w+)", name)
-    models = [model.group(1)] if model else LOADED.get(name, ())
+    given = re.search(r"-p model=(\w+)", command)
+    own = re.match(r"\d+_train_(\w+)", name)
+    models = given.groups() if given else LOADED.get(name) or (own.groups() if own else ())
     start = [ROOT / f"notebooks/{name}.ipynb", *(ROOT / f"lib/train/{m}.py" for m in models)]
     return {str(f.relative_to(ROOT)) for f in closure(*start) if f.suffix == ".py"}
 

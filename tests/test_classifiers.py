@@ -316,7 +316,8 @@ def test_classifiers_are_of_all_categories():
     with pytest.raises(StudyError, match="tuned is trained on all categories: --category all"):
         runs.Run("smoke", "tuned", "chair", 0).checked()
     run = runs.Run("smoke", "orion", "all", 1)
-    assert run.weights == run.samples == paths.results("smoke") / "classifiers" / run.id
+    assert run.weights == paths.results("smoke") / "weights" / run.id
+    assert run.samples == paths.results("smoke") / "classifiers" / run.id
     assert runs.run_group(run) == "orion_light"
 
 
@@ -338,7 +339,9 @@ def stored(workspace, smoke, smoke_judge):
         classify.store_validation(run, profile)
         found[model] = run
     yield profile, found | {"judge": smoke_judge}
-    shutil.rmtree(paths.results("smoke") / "classifiers")
+    for run in found.values():
+        shutil.rmtree(run.weights)
+        shutil.rmtree(run.samples)
 
 
 @pytest.mark.parametrize("model", [*MODELS, "judge"])
@@ -377,6 +380,19 @@ def test_the_best_is_that_of_validation(stored, monkeypatch):
     errors = dict.fromkeys(found, 0.5) | {"introspective": 0.2, "tuned": 0.3}
     monkeypatch.setattr(classify, "chosen_epoch", lambda log, model: (errors[model], 1.0))
     assert classify.best(profile) == (found["introspective"], 0.2, len(found))
+
+
+def test_a_classifier_without_weights_is_absent(stored):
+    """The store carries its record, of which tables are made, and not always its weights."""
+    profile, found = stored
+    assert classify.absent(profile) == []
+    run = found["orion"]
+    aside = run.weights.rename(run.weights.with_name("aside"))
+    try:
+        assert classify.absent(profile) == [run]
+        assert set(classify.present(profile)) == set(found.values()) - {run}
+    finally:
+        aside.rename(run.weights)
 
 
 def test_the_chosen_epoch_is_read_as_it_was_chosen(tmp_path):
@@ -446,9 +462,8 @@ def test_a_stray_folder_is_named(smoke, tmp_path, monkeypatch, name):
     monkeypatch.setattr(paths, "results", lambda profile: tmp_path / profile)
     folder = tmp_path / "smoke" / "classifiers" / name
     folder.mkdir(parents=True)
+    assert classify.present(smoke) == []
     (folder / "run.json").write_text("{}")
-    assert classify.present(smoke) == []  # no weights
-    (folder / "classifier.safetensors").touch()
     said = f"{name}: not the name of a run of profile smoke; rename it or move it elsewhere"
     with pytest.raises(StudyError, match=said) as error:
         classify.best(smoke)

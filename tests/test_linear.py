@@ -54,6 +54,25 @@ def test_the_minimum_does_not_depend_on_where_it_started():
     np.testing.assert_allclose(found[2], found[0], atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_grid_of_c_fits_the_scale_of_the_features(scale):
+    """Scaled features meet the same SVM; the penalty on the intercept is nothing at this scale."""
+    x, labels = blobs()
+    x = x - x.mean(0)
+    kernel = linear.gram(scale * x, scale * x)
+    grid = linear.grid_of_c(kernel, (0.1, 10.0), 0.5)
+    relative = np.array(grid) * scale**2 * x.var(0).sum()
+    assert len(grid) == 3 and list(grid) == sorted(grid) and 0.5 in grid
+    for value in (0.1, 10.0):
+        assert np.isclose(relative, value, rtol=1e-3).any()
+
+
+def test_features_without_variance_are_refused():
+    x = np.ones((6, 3), np.float32)
+    with pytest.raises(StudyError, match="the same for all shapes"):
+        linear.grid_of_c(linear.gram(x, x), (1.0,), 0.5)
+
+
 def test_larger_cs_than_the_hard_margin_needs_are_not_solved():
     x, labels = np.eye(6) * 100, np.array([0, 1, 0, 1, 0, 1])
     kernel = linear.gram(x, x)

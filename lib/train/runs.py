@@ -100,17 +100,18 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """Where the published weights lie; judges and classifiers have folders of their own."""
-        return paths.results(self.profile) / self._kind("weights") / self.id
+        """Where the published weights lie; the judge's lie beside its record."""
+        kind = "judge" if self.model == "judge" else "weights"
+        return paths.results(self.profile) / kind / self.id
 
     @property
     def samples(self) -> Path:
-        """Where the published samples, curve and provenance lie; beside a classifier's weights."""
-        return paths.results(self.profile) / self._kind("samples") / self.id
+        """Where the published samples, curve and provenance lie; tables are made of these.
 
-    def _kind(self, usual: str) -> str:
+        Those of a classifier lie apart, since they are no samples of a generator.
+        """
         own = {"judge": "judge"} | dict.fromkeys(config.CLASSIFIERS, "classifiers")
-        return own.get(self.model, usual)
+        return paths.results(self.profile) / own.get(self.model, "samples") / self.id
 
 
 def recipes() -> dict:
