@@ -31,7 +31,7 @@ test-code:
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 test-notebooks:
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 \
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 \
 		-p tests.notebooks notebooks
 
 # From nothing, stages run side by side: those that train, then their tables; the last of dvc.yaml
