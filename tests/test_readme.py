@@ -35,7 +35,7 @@ def test_links_exist(target):
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("name", re.findall(r"`dvc repro (\w+)(?:@\w+)?`", TEXT))
+@pytest.mark.parametrize("name", re.findall(r"`dvc repro (?:--\S+ )*(\w+)(?:@\w+)?", TEXT))
 def test_stages_exist(name):
     assert re.search(rf"^  {name}:", (ROOT / "dvc.yaml").read_text(), re.M)
 
