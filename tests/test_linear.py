@@ -56,7 +56,7 @@ def test_the_minimum_does_not_depend_on_where_it_started():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_the_grid_of_c_fits_the_scale_of_the_features(scale):
-    """Scaled features meet the same SVM; the penalty on the intercept is nothing at this scale."""
+    """Times the variance, the grid is the same at every scale; c stands beside it unscaled."""
     x, labels = blobs()
     x = x - x.mean(0)
     kernel = linear.gram(scale * x, scale * x)
