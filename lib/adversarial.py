@@ -188,13 +188,16 @@ class Trial:
 
     def wrong(self, target: str, found: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Whether ``target`` misclassifies shapes (n, 1, D, D, D) of test rows, bool (n,)."""
-        network, size = self.classifiers[target].network, self.profile.attacks.batch
-        parts = [np.empty(0, bool)]
-        for k in range(0, len(rows), size):
-            y = self._tensors(target, rows[k : k + size])[1]
-            x = torch.from_numpy(found[k : k + size]).to(_place(network), torch.float32)
-            parts.append(attacks.misclassified(network, x, y).cpu().numpy())
-        return np.concatenate(parts)
+        network = self.classifiers[target].network
+        if not len(rows):
+            return np.empty(0, bool)
+
+        def ask(part: slice) -> Tensor:
+            y = self._tensors(target, rows[part])[1]
+            x = torch.from_numpy(found[part]).to(_place(network), torch.float32)
+            return attacks.misclassified(network, x, y)
+
+        return self._in_batches(len(rows), ask)
 
     def clean(self, model: str, rows: np.ndarray) -> np.ndarray:
         """Whether a classifier misclassifies the untouched shapes, bool (len(rows),)."""
@@ -209,13 +212,14 @@ class Trial:
 
         def ask() -> np.ndarray:
             order = self.attacked(model, name, rows, **params)
-            network, size = self.classifiers[model].network, self.profile.attacks.batch
-            parts = []
-            for k in range(0, len(rows), size):
-                x, y = self._tensors(model, rows[k : k + size])
-                o = torch.from_numpy(order[k : k + size].astype(np.int64)).to(x.device)
-                parts.append(attacks.fooled_within(network, x, y, o, counts).cpu().numpy())
-            return np.concatenate(parts)
+
+            def fooled(part: slice) -> Tensor:
+                x, y = self._tensors(model, rows[part])
+                flipped = torch.from_numpy(order[part].astype(np.int64)).to(x.device)
+                network = self.classifiers[model].network
+                return attacks.fooled_within(network, x, y, flipped, counts)
+
+            return self._in_batches(len(rows), fooled)
 
         return cache.kept(folder / "fooled.npz", ask)
 
@@ -244,6 +248,11 @@ class Trial:
             done, way = 1, self._batch(model, "fgsm", rows, {"eps": params["step"]}, k)
         start = torch.from_numpy(way).to(_place(self.classifiers[model].network))
         return {"start": start, "n_steps": params["n_steps"] - done}
+
+    def _in_batches(self, n: int, ask: Callable[[slice], Tensor]) -> np.ndarray:
+        """What ``ask`` gives for each slice of n shapes that makes a batch, joined; n > 0."""
+        size = self.profile.attacks.batch
+        return np.concatenate([ask(slice(k, k + size)).cpu().numpy() for k in range(0, n, size)])
 
     def _tensors(self, model: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Voxels (n, 1, D, D, D) in single precision and labels, where the classifier computes."""
@@ -650,18 +659,14 @@ def masking_checks(trial: Trial, model: str) -> pd.DataFrame:
 
 def gradient_sizes(trial: Trial, model: str) -> pd.DataFrame:
     """Length of the gradient by the voxels and share of exact zeros in it, one line a shape."""
-    rows, size = trial.strong_rows, trial.profile.attacks.batch
-    network = trial.classifiers[model].network
+    rows, network = trial.strong_rows, trial.classifiers[model].network
 
-    def ask() -> np.ndarray:
-        parts = []
-        for k in range(0, len(rows), size):
-            found = attacks.gradient_sizes(network, *trial._tensors(model, rows[k : k + size]))
-            parts.append(np.stack([v.cpu().numpy() for v in found], 1))
-        return np.concatenate(parts)
+    def ask(part: slice) -> Tensor:
+        return torch.stack(attacks.gradient_sizes(network, *trial._tensors(model, rows[part])), 1)
 
     path = trial._folder(model, "gradient sizes", rows, {}) / "found.npz"
-    return pd.DataFrame(cache.kept(path, ask), columns=["length", "zeros"])
+    found = cache.kept(path, trial._in_batches, len(rows), ask)
+    return pd.DataFrame(found, columns=["length", "zeros"])
 
 
 def loss_surface(trial: Trial, model: str) -> tuple[np.ndarray, np.ndarray]:

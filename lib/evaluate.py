@@ -420,21 +420,20 @@ def accuracy_columns(judge: Judge, profile: config.Profile) -> dict[str, tuple[i
     return {name: (int(right[rows].sum()), int(rows.sum())) for name, rows in columns.items()}
 
 
-def first_shapes(profile: config.Profile, n: int) -> dict[str, np.ndarray]:
-    """The first ``n`` samples by seed of every trained run, labelled for a gallery.
+def first_shapes(profile: config.Profile, n: int) -> dict[str, dict[str, np.ndarray]]:
+    """The first ``n`` samples by seed of every trained run: category -> label -> shapes.
 
     Where nothing is trained, those of the anchors of the first category.
     """
-    trained = judged_runs(profile)
-    if trained:
-        return {
-            f"{runs.MODELS[r.model]}\n{r.category}\nabove {t:g}": load_samples(r, t)[:n]
-            for r in trained
-            for t in runs.thresholds(profile, r.model)
-        }
-    category = profile.categories[0]
-    anchors = anchor_shapes(profile, category, data.load_train(profile.data))
-    return {f"{row}\n{category}": shapes[:n] for row, shapes in anchors.items()}
+    found = {}
+    for run, threshold in readings(profile):
+        row = label(runs.MODELS[run.model], threshold, profile.evaluation)
+        found.setdefault(run.category, {})[row] = load_samples(run, threshold)[:n]
+    if not found:
+        category = profile.categories[0]
+        anchors = anchor_shapes(profile, category, data.load_train(profile.data))
+        found[category] = {row: shapes[:n] for row, shapes in anchors.items()}
+    return found
 
 
 def nearest_in_features(gallery: Gallery, n: int) -> Iterable[tuple]:

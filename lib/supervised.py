@@ -26,6 +26,7 @@ MODELS = {
 # The published name of a row, where it is not that of the model.
 ROWS = {"introspective": "3DWINN"}
 COMPARED = ("3DWINN", "Baseline")
+ENSEMBLE = "mean of all rows (ours)"
 PRINTED = ("baseline", "introspective", "voxnet", "orion")  # with hyper-parameters of a paper
 MARGIN = 0.01  # of non-inferiority: one point of accuracy
 PERMUTATIONS = 10_000
@@ -185,6 +186,29 @@ def accuracy_rows(material: Material, asked: list[Asked]) -> Iterable[dict]:
             yield _row(row, metric, found, len(seeds), len(answers[0]), note)
 
 
+def ensemble(asked: list[Asked], part: str) -> np.ndarray:
+    """Mean probabilities (N, 10) of all rows on ``part`` (test, validation), seeds of a row first.
+
+    Every row counts, however it fares: nothing of it is chosen.
+    """
+    rows = grouped(asked).values()
+    return np.mean([np.mean([softmax(getattr(a, part), 1) for a in s], 0) for s in rows], 0)
+
+
+def ensemble_rows(material: Material, asked: list[Asked]) -> Iterable[dict]:
+    """Accuracy and errors of ``ensemble``, where there are two rows or more."""
+    if len(grouped(asked)) < 2:
+        return
+    about = f"of {len(asked)} networks; Wilson interval"
+    correct = right(ensemble(asked, "test"), material.test.labels)
+    held = right(ensemble(asked, "validation"), material.validation)
+    for metric, keep in columns(material.test).items():
+        found, headline = share([correct[keep]])[0], int(metric == "accuracy")
+        yield _row(ENSEMBLE, metric, found, 1, keep.sum(), about, headline)
+    for metric, answers in (("validation error", held), ("test error", correct)):
+        yield _row(ENSEMBLE, metric, share([~answers])[0], 1, len(answers), about)
+
+
 def comparison(material: Material, asked: list[Asked]) -> dict | None:
     """3DWINN against Baseline on the same test shapes, per-shape means over seeds; or None.
 
@@ -303,6 +327,7 @@ def table_rows(material: Material, asked: list[Asked]) -> list[dict]:
     """All rows of table ``supervised``."""
     return [
         *accuracy_rows(material, asked),
+        *ensemble_rows(material, asked),
         *comparison_rows(material, asked),
         *calibration_rows(material, asked),
         *detection_rows(asked),
@@ -312,7 +337,8 @@ def table_rows(material: Material, asked: list[Asked]) -> list[dict]:
 
 def run_ids(asked: list[Asked]) -> dict[str, list[str]]:
     """The runs behind every row."""
-    return {row: [a.run.id for a in seeds] for row, seeds in grouped(asked).items()}
+    found = {row: [a.run.id for a in seeds] for row, seeds in grouped(asked).items()}
+    return found | {ENSEMBLE: [i for ids in found.values() for i in ids]}
 
 
 def departures(profile: config.Profile, asked: list[Asked]) -> pd.DataFrame:

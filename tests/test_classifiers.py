@@ -1,5 +1,6 @@
 """Classifiers of table 5: networks, views, losses, synthesis, training, and how they are asked."""
 
+import dataclasses
 import json
 import math
 
@@ -533,7 +534,7 @@ def test_the_table_has_one_row_a_key_and_every_row_its_runs(asked):
     headline = found[found["headline"] == 1]
     titles = {"Baseline", "Baseline, tuned (ours)", "Baseline, hardened (ours)"}
     titles |= {"3DWINN", "VoxNet", "ORION"}
-    assert set(headline["row"]) == {*titles, "3dnin_fc (judge)"}
+    assert set(headline["row"]) == {*titles, "3dnin_fc (judge)", supervised.ENSEMBLE}
     assert (headline["run_ids"].str.len() > 0).all()
     values = found[found["value"] != ""]
     assert len(values) == len(found)
@@ -607,6 +608,23 @@ def answers_of(model, correct, labels):
     given = np.where(correct, labels, (labels + 1) % 10)
     run = runs.Run("smoke", model, "all", 0)
     return supervised.Asked(run, np.eye(10)[given], np.eye(10)[given] * 5.0, {}, {}, {})
+
+
+def test_in_the_ensemble_rows_count_equally_however_many_seeds_they_have(asked):
+    material = asked[1]
+    labels = material.test.labels
+    n = len(labels)
+    always, never = np.ones(n, bool), np.zeros(n, bool)
+    # Two seeds of a wrong row against a right one: a tie by rows, lost if seeds were counted.
+    wrong, good = answers_of("voxnet", never, labels), answers_of("baseline", always, labels)
+    p = supervised.ensemble([wrong, wrong, good], "test")
+    np.testing.assert_allclose(p, supervised.ensemble([good, wrong], "test"))
+    np.testing.assert_allclose(p.sum(1), 1)
+    members = [wrong, good, answers_of("orion", always, labels)]
+    told = dataclasses.replace(material, validation=labels)
+    rows = {r["metric"]: r["estimate"].value for r in supervised.ensemble_rows(told, members)}
+    assert rows["accuracy"] == 1 and rows["test error"] == 0 and rows["validation error"] == 0
+    assert not list(supervised.ensemble_rows(told, [good, good]))
 
 
 def test_the_comparison_is_paired(asked):

@@ -219,7 +219,7 @@ def test_a_second_seed_changes_no_table_and_no_figure(gallery, smoke, smoke_chai
     other = dataclasses.replace(smoke_chair, seed=1)
     monkeypatch.setattr(evaluate, "trained_runs", lambda profile: [smoke_chair, other])
     assert evaluate.judged_runs(smoke) == [smoke_chair]
-    shown = evaluate.first_shapes(smoke, 2)["3D-GAN\nchair\nabove 0.1"]
+    shown = evaluate.first_shapes(smoke, 2)["chair"]["3D-GAN, above 0.1"]
     np.testing.assert_array_equal(shown, evaluate.load_samples(smoke_chair, 0.1)[:2])
     assert len(list(evaluate.nearest_in_features(gallery, 2))) == 2
 

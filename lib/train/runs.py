@@ -610,9 +610,10 @@ def adopt(profile: config.Profile) -> list[str]:
 
 
 def run_group(run: Run) -> str:
-    """The stage group of a run: weights travel for the judge, ``all`` and one category a model.
+    """The stage group of a run; those of groups ``<model>_light`` keep their weights to themselves.
 
-    Of 3DWINN only ``all``: a run holds the critics of all its cascades.
+    The others are ``all`` and one category a model, of 3DWINN only ``all``, since a run holds the
+    critics of all its cascades. Some of them stay back too: see ``push: false`` in dvc.yaml.
     """
     one = "all" if run.model == "winn3d" else "chair"
     travels = run.seed == 0 and run.category in ("all", one)
