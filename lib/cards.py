@@ -19,7 +19,7 @@ SOURCES = {
     "encoder_decoder": "ours: the networks of 3D-VAE-GAN (Wu et al. 2016) without an adversary",
     "gan64": "3D-GAN at its own resolution (Wu et al. 2016)",
     "baseline": "Baseline of 3DWINN (Huang et al. 2019): its network, cross-entropy alone",
-    "tuned": "ours: the Baseline of 3DWINN with a tuned rate and regularisers",
+    "tuned": "ours: the Baseline of 3DWINN with a tuned rate, regularisers and squeezed shapes",
     "hardened": "ours: the Baseline of 3DWINN trained on attacked shapes (Madry et al. 2018)",
     "introspective": "supervised 3DWINN (Huang et al. 2019, Eq. 3)",
     "voxnet": "VoxNet (Maturana and Scherer 2015)",

@@ -337,6 +337,13 @@ class Table1(Classifier):
 
 
 @dataclass(frozen=True)
+class Tuned(Table1):
+    """The Baseline with regularisers of today."""
+
+    squeeze: float  # each axis of a shape is shrunk by U[1 - squeeze, 1]
+
+
+@dataclass(frozen=True)
 class Hardened(Table1):
     """The Baseline trained on attacked shapes (Madry et al. 2018)."""
 
@@ -593,7 +600,7 @@ class Profile:
     autoencoder: Autoencoder
     latent: Latent
     baseline: Table1
-    tuned: Table1
+    tuned: Tuned
     hardened: Hardened
     introspective: Introspective
     voxnet: Voxnet
@@ -804,6 +811,7 @@ def _check(profile: Profile, name: str) -> None:
                 part.base * 2 ** len(getattr(part, name)) == profile.data.side
             )
     rules["vae3d.beta must be 0 or more"] = 0 <= profile.vae3d.beta < math.inf
+    rules["tuned.squeeze must lie in [0, 1)"] = 0 <= profile.tuned.squeeze < 1
     rules["latent.values must be 2 or more"] = profile.latent.values >= 2
     rules["latent.steps must be 3 or more"] = profile.latent.steps >= 3
     rules["latent.top must be 2 or more"] = profile.latent.top >= 2

@@ -26,7 +26,7 @@ from lib import (
 )
 from lib.errors import StudyError
 from lib.models import classifiers, voxnet, winn3d
-from lib.train import checkpoint, introspective, runs
+from lib.train import checkpoint, introspective, runs, tuned
 from lib.train import classifiers as training
 from lib.train.checkpoint import n_parameters
 
@@ -245,6 +245,34 @@ def test_augmentation_is_exact_and_says_its_turns(smoke, split):
     kinds = [torch.equal(o, i) for o, i in zip(out, image, strict=True)]
     plain = [torch.equal(o, v) for o, v in zip(out, x, strict=True)]
     assert all(a or b for a, b in zip(kinds, plain, strict=True)) and not all(plain)
+
+
+def test_squeezing_loses_no_wall_and_nothing_at_scale_1(split):
+    x = torch.from_numpy(data.model_grid(split.voxels[:6], 32)[:, None]).float()
+    assert torch.equal(tuned.squeezed(x, torch.ones(6, 3)), x)
+    scales = torch.tensor([1.0, 0.5, 0.75]).expand(6, 3)
+    out = tuned.squeezed(x, scales)
+    assert set(out.unique().tolist()) == {0.0, 1.0}
+    # Shape by shape and voxel by voxel, as the words say.
+    expected = torch.zeros_like(x)
+    for b, _, *at in x.nonzero().tolist():
+        to = [round(15.5 + s * (k - 15.5)) for k, s in zip(at, scales[b].tolist(), strict=True)]
+        expected[(b, 0, *to)] = 1
+    assert torch.equal(out, expected)
+    for axis, s in ((3, 0.5), (4, 0.75)):
+        others = tuple(k for k in range(1, 5) if k != axis)
+        before, after = (v.amax(others).sum(1) for v in (x, out))
+        assert ((after - s * before).abs() <= 1).all()  # no gap: a wall of one voxel stays one
+
+
+def test_each_shape_is_squeezed_by_its_step_alone(smoke, split, monkeypatch):
+    task, seen = task_of(smoke, split, "tuned"), []
+    x, y = task.tensor(task.voxels[:4]), torch.from_numpy(task.y[:4])
+    monkeypatch.setattr(task.network, "forward", lambda v: seen.append(v) or torch.ones(4, 10))
+    for step in (3, 3, 4):
+        task.loss(x, y, torch.zeros(4, dtype=torch.long), step)
+    assert torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], x) and 0 < seen[0].sum() < x.sum()
 
 
 def test_rates(smoke):

@@ -280,6 +280,7 @@ def test_a_file_that_is_no_text(params):
         ("tuned", "average", 1.0),
         ("tuned", "dropout", 1.0),
         ("tuned", "votes", 2),
+        ("tuned", "squeeze", 1.0),
         ("introspective", "value", "head"),
         ("introspective", "cascades", 9),
         ("introspective", "negatives", -1),

@@ -181,8 +181,16 @@ def adam(settings: config.Table1) -> Callable:
     return make
 
 
-def table1_model(name: str, section: Callable[[config.Profile], config.Table1]) -> Model:
-    """A classifier of Table 1's network, by cross-entropy alone, and its section of a profile."""
+def table1_model(
+    name: str,
+    section: Callable[[config.Profile], config.Table1],
+    learns: type[ClassifierTask] = ClassifierTask,
+    modules: tuple[str, ...] = (),
+) -> Model:
+    """A classifier of Table 1's network, its section of a profile and the task that teaches it.
+
+    modules: files that decide what is computed, beside ``MODULES`` and the model's own.
+    """
 
     def build(profile: config.Profile) -> Winn3dClassifier:
         return build_table1(section(profile), profile.data.side)
@@ -190,10 +198,10 @@ def table1_model(name: str, section: Callable[[config.Profile], config.Table1]) 
     def task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Task:
         settings = section(profile)
         network = started(build(profile), settings, split, (seed, name))
-        return ClassifierTask(name, settings, network, adam(settings), split, seed, where)
+        return learns(name, settings, network, adam(settings), split, seed, where)
 
     return Model(
         task=task,
         build=lambda profile: {"classifier": build(profile)},
-        modules=(*MODULES, f"lib/train/{name}.py"),
+        modules=(*MODULES, *modules, f"lib/train/{name}.py"),
     )

@@ -6,10 +6,8 @@ The yardstick of the adversarial study: what robustness costs and gives when it 
 import torch
 from torch import Tensor
 
-from lib import attacks, config, rng
-from lib.data import Split
-from lib.train.classifiers import MODULES, ClassifierTask, adam, build_table1, started
-from lib.train.engine import Model, Task
+from lib import attacks, rng
+from lib.train.classifiers import ClassifierTask, table1_model
 
 
 class HardenedTask(ClassifierTask):
@@ -28,17 +26,6 @@ class HardenedTask(ClassifierTask):
         return attacks.iterative_fgsm(self.network, x, y, size, n, ball=eps, start=start)
 
 
-def task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Task:
-    """The task of a profile's section ``hardened``."""
-    settings = profile.hardened
-    network = started(
-        build_table1(settings, profile.data.side), settings, split, (seed, "hardened")
-    )
-    return HardenedTask("hardened", settings, network, adam(settings), split, seed, where)
-
-
-MODEL = Model(
-    task=task,
-    build=lambda profile: {"classifier": build_table1(profile.hardened, profile.data.side)},
-    modules=(*MODULES, "lib/attacks.py", "lib/train/hardened.py"),
+MODEL = table1_model(
+    "hardened", lambda profile: profile.hardened, HardenedTask, ("lib/attacks.py",)
 )
