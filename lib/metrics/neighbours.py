@@ -9,6 +9,7 @@ from lib.metrics._checks import feature_pair, packed_pair, whole_number
 # subtraction. The others keep a relative error near 1e-10, hence the width of a tie.
 CANCELLATION = 1e-5
 TIE = 1e-9
+PART = 256  # rows of the second set; more at once are slower where the first set is small
 
 
 def first_nearest(distances, axis):
@@ -25,16 +26,17 @@ def unpack_columns(packed, columns):
 def iou_matrix(a, b, block=1024):
     """Intersection over union of all pairs of two sets of bit-packed grids.
 
-    a: (n, B), b: (m, B) uint8 from numpy.packbits of flattened grids; block: rows of either set
-    that are unpacked at once, which sets the memory (160 KiB a row for 32^3) and never the
-    result. Returns (n, m) float32 in [0, 1]. Two empty grids are equal, so their value is 1.
-    Raises StudyError on other dtypes or shapes.
+    a: (n, B), b: (m, B) uint8 from numpy.packbits of flattened grids; block: rows of a that are
+    unpacked at once, and of b up to ``PART``, which sets the memory (160 KiB a row for 32^3) and
+    never the result. Returns (n, m) float32 in [0, 1]. Two empty grids are equal, so their value
+    is 1. Raises StudyError on other dtypes or shapes.
 
     Intersections are counted by a float32 matrix product, exact up to 2^24 voxels a grid. Bytes
     that are empty throughout either set cannot meet and are left out.
     """
     a, b = packed_pair(a, b)
     block = whole_number(block, "block", 1)
+    part = min(block, PART)
     if a.shape[1] > 2**21:
         raise StudyError(f"a: {a.shape[1]} bytes a grid; counts are exact up to {2**21} bytes")
     columns = np.flatnonzero(np.bitwise_or.reduce(a) & np.bitwise_or.reduce(b))
@@ -43,11 +45,11 @@ def iou_matrix(a, b, block=1024):
     iou = np.empty((len(a), len(b)), dtype=np.float32)
     for i in range(0, len(a), block):
         bits_a = unpack_columns(a[i : i + block], columns)
-        for j in range(0, len(b), block):
-            both = bits_a @ unpack_columns(b[j : j + block], columns).T
-            either = size_a[i : i + block, None] + size_b[None, j : j + block] - both
+        for j in range(0, len(b), part):
+            both = bits_a @ unpack_columns(b[j : j + part], columns).T
+            either = size_a[i : i + block, None] + size_b[None, j : j + part] - both
             empty = either == 0
-            iou[i : i + block, j : j + block] = (both + empty) / (either + empty)
+            iou[i : i + block, j : j + part] = (both + empty) / (either + empty)
     return iou
 
 
