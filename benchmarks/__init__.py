@@ -9,6 +9,7 @@ SUBJECTS = (
     "training",
     "energy",
     "rounded",
+    "allocator",
     "gpu",
     "frechet",
     "neighbours",

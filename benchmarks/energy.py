@@ -15,7 +15,7 @@ from lib.train import beyond as train_beyond
 from lib.train import desnet3d as train_desnet3d
 from lib.train import winn3d as train_winn3d
 
-CLIMB, WANDER, DESCENT = 20, 10, 3  # steps of one timed call
+CLIMB, WANDER, DESCENT = 20, 10, 10  # steps of one timed call
 # Deviations of the weights: 3DWINN's own; so large for DescriptorNet that f pulls at the chains
 # about as hard as the reference does.
 SPREAD = {"critic": 0.02, "descriptor": 0.06}
@@ -199,7 +199,7 @@ def descend_case(side: int, batch: int, **details) -> harness.Case:
     """The chains of DescriptorNet: the same weights, the same start."""
     details |= {"tolerance": WAY["descend"], "difference": share_of_way(noise(side, batch))}
     sides = (side, batch, False), (side, batch, True)
-    return case(f"{DESCENT} steps of DescriptorNet", descend, *sides, **details)
+    return case(f"{DESCENT} steps of DescriptorNet", descend, *sides, repeats=2, **details)
 
 
 def cases(full: bool) -> list[harness.Case]:
@@ -209,7 +209,7 @@ def cases(full: bool) -> list[harness.Case]:
         wander_case(32, 2),
         update_case(32, 4),
         update_case(32, 4, "bfloat16", memory=False),
-        descend_case(32, 2),
+        descend_case(32, 8),
     ]
     for build in (climb_case, wander_case, update_case, descend_case) if full else ():
         name = build.__name__.removesuffix("_case")

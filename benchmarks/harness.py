@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lib import device
+
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("case", "ours", "plain", "ratio", "equal within", "memory")
 
@@ -137,11 +139,13 @@ def timed_case(
 def peak(module: str, function: str, *arguments) -> float | None:
     """MiB that ``function(*arguments)()`` takes at its peak, beyond what is held before the call.
 
-    Measured by ``benchmarks.peak`` in a process of its own: the peak of this one would hide it.
-    None where the system does not tell (it takes Linux).
+    Measured by ``benchmarks.peak`` in a process of its own, which gives freed memory back: the
+    peak of this one would hide it. None where the system does not tell (it takes Linux).
     """
+    environment = {k: v for k, v in os.environ.items() if k not in device.KEPT_MEMORY}
     command = [sys.executable, "-m", "benchmarks.peak", module, function, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    options = dict(cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, **options)
     return json.loads(done.stdout)
 
 

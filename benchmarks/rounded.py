@@ -1,15 +1,19 @@
 """bfloat16 on a CPU without instructions for it: rounded operands, beside torch's own way"""
 
 import contextlib
+import functools
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from benchmarks import harness
-from lib import device, rng
+from benchmarks import energy, harness
+from lib import device, rng, samplers
+from lib.models import desnet3d
+from lib.train import desnet3d as train_desnet3d
 
 TOLERANCE = 2e-2  # the gradient's last of 8 bits
+STD = 0.06  # of DescriptorNet's weights: f then pulls at the chains
 
 
 def gradient(channels: int, side: int, batch: int, rounded: bool) -> Callable[[], np.ndarray]:
@@ -44,7 +48,38 @@ def case(channels: int, side: int, batch: int) -> harness.Case:
     )
 
 
+def by_voxels(side: int, batch: int, in_fourier_space: bool) -> Callable[[], np.ndarray]:
+    """The gradient of DescriptorNet's energy by voxels, its weights laid out before."""
+    desnet = energy.section("desnet3d", side)
+    network = train_desnet3d.build(desnet, side).requires_grad_(False)
+    desnet3d.initialise(network, STD, rng.torch_generator(0, "benchmark", "descriptor"))
+    x = torch.rand(batch, 1, *(side,) * 3, generator=rng.torch_generator(0, "benchmark", "voxels"))
+    layers = network.layers(torch.bfloat16, in_fourier_space=in_fourier_space)
+
+    def compute() -> np.ndarray:
+        with device.autocast(x.device, "bfloat16"):
+            f = functools.partial(network, layers=layers)
+            return samplers.input_gradient(f, x)[1].numpy()
+
+    return compute
+
+
+def fourier_case(side: int, batch: int) -> harness.Case:
+    """A step of DescriptorNet's chains; decides where ``in_fourier_space`` pays."""
+    own = "bfloat16" if device.has_bfloat16() else "rounded float32"
+    return harness.timed_case(
+        f"DescriptorNet's gradient in Fourier space, {side}^3, batch {batch}",
+        by_voxels(side, batch, True),
+        by_voxels(side, batch, False),
+        tolerance=TOLERANCE,
+        difference=lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)),
+        repeats=3,
+        note=f"plain: direct, {own}",
+    )
+
+
 def cases(full: bool) -> list[harness.Case]:
-    """Layers of 3DWINN's network; where there are instructions, they win and are used."""
+    """Layers of 3DWINN's network, whose own instructions win where there are any; DescriptorNet."""
     layers = [(16, 32), (32, 16), (64, 8), (128, 4)]
-    return [case(channels, side, 8 if full else 2) for channels, side in layers]
+    found = [case(channels, side, 8 if full else 2) for channels, side in layers]
+    return [*found, fourier_case(32, 16 if full else 4)]

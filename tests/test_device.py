@@ -1,5 +1,9 @@
 """Device policy: what STUDY_DEVICE may change, what it may not, and what a run records."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -19,6 +23,34 @@ def test_nothing_is_overridden_unless_asked(monkeypatch):
     monkeypatch.delenv("STUDY_DEVICE", raising=False)
     assert device.overridden(FREE) == device.overridden(FIXED) == {}
     assert device.environment(FREE)["OMP_NUM_THREADS"] == "2"
+
+
+FAULTS = """
+import resource, sys
+import numpy
+from lib import config, device
+
+if sys.argv[1] == "kept":
+    device.apply_environment(config.Device(threads=1, deterministic=False))
+for step in range(20):
+    if step == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.ones(10_000_000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is glibc's to keep")
+@pytest.mark.parametrize("how", ["kept", "given back", "as the user says"])
+def test_freed_memory_is_kept(how, monkeypatch):
+    """80 MB are some 20,000 pages, or 40 huge ones; glibc itself keeps blocks below 32 MiB."""
+    for name in device.KEPT_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    if how == "as the user says":
+        monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "100000")
+    command = [sys.executable, "-c", FAULTS, "given back" if how == "given back" else "kept"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (float(done.stdout) < 5) == (how == "kept")
 
 
 def test_overriding(choose):

@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
-from lib import cards, config, data, files, paths, rng, samplers, voxel
+from lib import cards, config, data, device, files, paths, rng, samplers, voxel
 from lib.errors import StudyError
+from lib.models.desnet3d import BlockedConvolution, FourierConvolution
 from lib.train import beyond, desnet3d, engine, runs, winn3d
 from lib.train.checkpoint import n_parameters
 
@@ -529,6 +531,24 @@ def test_from_some_step_on_chains_only_descend(smoke, noise_until):
         still = samplers.langevin(network.energy, before, delta=0.1, steps=2, box=(0.0, 1.0))
         difference = (task.buffers["chains"] - still).abs().max()
         assert (difference < 1e-5) == (step >= noise_until), step
+
+
+def test_without_bfloat16_instructions_blocks_are_computed_in_fourier_space(smoke, monkeypatch):
+    """The same training but for the order of sums, by other layers."""
+    changes = dict(dtype="bfloat16", layout="blocked")
+    before = parameters_to_vector(task_of(smoke, "desnet3d", **changes).network.parameters())
+    layers, chains, moves = spied(monkeypatch, desnet3d, "_layers"), [], []
+    for native in (True, False):
+        monkeypatch.setattr(device, "has_bfloat16", lambda native=native: native)
+        task = trained(smoke, "desnet3d", 2, **changes)
+        kind = BlockedConvolution if native else FourierConvolution
+        assert layers and {type(layer) for _, _, found in layers for layer in found} == {kind}
+        layers.clear()
+        chains.append(task.buffers["chains"])
+        moves.append(parameters_to_vector(task.network.parameters()) - before)
+    torch.testing.assert_close(*chains, rtol=1e-3, atol=1e-3)
+    # Adam's first steps are signs, which rounding turns where a gradient is nearly 0.
+    assert 0 < (moves[0] - moves[1]).norm() < 0.1 * moves[0].norm()
 
 
 @pytest.mark.parametrize("clip", [True, False])

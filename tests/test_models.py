@@ -1,5 +1,6 @@
 """Networks against the papers' sizes; losses by hand; random streams and samplers by contract."""
 
+import functools
 import inspect
 import math
 
@@ -323,19 +324,36 @@ def test_the_descriptor_by_hand(blocked):
     "side, kernel, stride",
     [(16, 6, 2), (17, 6, 2), (13, 5, 2), (9, 4, 3), (10, 4, 3), (11, 3, 3), (8, 8, 3), (6, 3, 1)],
 )
-def test_blocked_convolution_is_the_convolution(side, kernel, stride):
+@pytest.mark.parametrize("kind", [desnet3d.BlockedConvolution, desnet3d.FourierConvolution])
+def test_blocked_convolutions_are_the_convolution(kind, side, kernel, stride):
     noise = rng.torch_generator("blocks", side, kernel, stride)
     layer = torch.nn.Conv3d(2, 3, kernel, stride).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, generator=noise)
     x = torch.randn(2, 2, *(side,) * 3, generator=noise, dtype=torch.float64, requires_grad=True)
-    found, expected = desnet3d.BlockedConvolution(layer)(x), layer(x)
+    found, expected = kind(layer)(x), layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     weights = torch.randn(expected.shape, generator=noise, dtype=torch.float64)
     inputs = (x, layer.weight, layer.bias)
     pairs = [torch.autograd.grad((y * weights).sum(), inputs) for y in (found, expected)]
     for a, b in zip(*pairs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_fourier_layers_round_operands_to_bfloat16_and_sum_in_float32():
+    network = descriptor_of(blocked=True)
+    x = voxels_of(4, 12).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        direct, fourier = (
+            network.layers(torch.bfloat16, in_fourier_space=f)[0](x) for f in (False, True)
+        )
+    assert fourier.dtype == direct.dtype == torch.bfloat16
+    layer = network.convolutions[0]
+    weight, bias = layer.weight.bfloat16().double(), layer.bias.bfloat16().double()
+    exact = functional.conv3d(x.double(), weight, bias, stride=3)
+    # Products in bfloat16 would be off by more than the last rounding, which is half of 2^-7.
+    torch.testing.assert_close(fourier.double(), exact, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(direct, fourier, rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("blocked", [False, True])
@@ -363,12 +381,18 @@ def test_energy_of_the_descriptor_has_the_reference():
     assert network(x).abs().min() > 0.01
 
 
+def in_fourier_space(network):
+    layers = network.layers(torch.float32, in_fourier_space=True)
+    return functools.partial(network, layers=layers)
+
+
 ALONE = {
     "critic": (24, critic_of),
     "climber": (24, lambda: winn3d.Climber(critic_of(), torch.float32)),
     "climber in half": (24, lambda: winn3d.Climber(critic_of(), torch.bfloat16)),
     "descriptor": (12, descriptor_of),
     "blocked": (12, lambda: descriptor_of(blocked=True)),
+    "in Fourier space": (12, lambda: in_fourier_space(descriptor_of(blocked=True))),
 }
 
 

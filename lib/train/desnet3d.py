@@ -65,7 +65,8 @@ class Desnet3dTask(Task):
             rows = self._observed_rows(step, k)
             observed = torch.from_numpy(self.voxels[rows][:, None]).to(self.where, torch.float32)
             with device.autocast(self.where, desnet.dtype):
-                f_chains, f_observed = network(x).float().mean(), network(observed).float().mean()
+                f = functools.partial(network, layers=_layers(desnet, network))
+                f_chains, f_observed = f(x).float().mean(), f(observed).float().mean()
             (f_chains - f_observed).backward()
             reach = (x - network.mean).abs().max()
             found[k] = torch.stack([f_chains, f_observed, reach]).detach()
@@ -146,14 +147,17 @@ def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
     return torch.stack(noise) + network.mean.cpu()
 
 
+def _layers(desnet: config.Desnet3d, network: desnet3d.Descriptor) -> desnet3d.Layers:
+    """The layers of the weights as they are, computed as suits the machine."""
+    rounds = device.rounds(network.mean.device, desnet.dtype)
+    return network.layers(device.dtype(desnet.dtype), in_fourier_space=rounds)
+
+
 def run_chains(desnet: config.Desnet3d, network, x: Tensor, *, steps: int, noise) -> Tensor:
     """Langevin dynamics of voxels x (B, 1, D, D, D) on the network's energy."""
-    box, dtype = (0.0, 1.0) if desnet.clip else None, device.dtype(desnet.dtype)
-    with (
-        samplers.frozen(network),
-        device.autocast(x.device, desnet.dtype),
-    ):
-        energy = functools.partial(network.energy, layers=network.layers(dtype))
+    box = (0.0, 1.0) if desnet.clip else None
+    with samplers.frozen(network), device.autocast(x.device, desnet.dtype):
+        energy = functools.partial(network.energy, layers=_layers(desnet, network))
         return samplers.langevin(energy, x, delta=desnet.delta, steps=steps, noise=noise, box=box)
 
 
@@ -196,6 +200,7 @@ MODEL = Model(
     restarts=2,
     modules=(
         "lib/models/desnet3d.py",
+        "lib/models/fourier.py",
         "lib/models/gan3d.py",
         "lib/samplers.py",
         "lib/train/desnet3d.py",
