@@ -66,7 +66,10 @@ class Descriptor(nn.Module):
         self.head = nn.Conv3d(channels[-1], 1, side)
 
     def layers(self, dtype: torch.dtype | None = None, *, in_fourier_space: bool = False) -> Layers:
-        """The convolutions but the last with the weights they have now, in ``dtype`` if given."""
+        """The convolutions but the last with the weights they have now, in ``dtype`` if given.
+
+        in_fourier_space: blocked ones as ``FourierConvolution``.
+        """
         if not self.blocked:
             return list(self.convolutions)
         kind = FourierConvolution if in_fourier_space else BlockedConvolution
@@ -107,7 +110,7 @@ class BlockedConvolution:
         return conv3d(_blocks(self._fitted(x), self.stride), self.weight, self.bias)
 
     def _fitted(self, x: Tensor) -> Tensor:
-        """Voxels cut or filled up to the blocks that kernels meet."""
+        """Voxels cut or filled up to the blocks that the kernel meets."""
         side = ((x.shape[-1] - self.kernel) // self.stride + 1) * self.stride + self.reach
         return x if side == x.shape[-1] else pad(x, (0, side - x.shape[-1]) * 3)
 
