@@ -13,7 +13,6 @@ from lib.models import desnet3d
 from lib.train import desnet3d as train_desnet3d
 
 TOLERANCE = 2e-2  # the gradient's last of 8 bits
-STD = 0.06  # of DescriptorNet's weights: f then pulls at the chains
 
 
 def gradient(channels: int, side: int, batch: int, rounded: bool) -> Callable[[], np.ndarray]:
@@ -48,18 +47,19 @@ def case(channels: int, side: int, batch: int) -> harness.Case:
     )
 
 
-def by_voxels(side: int, batch: int, in_fourier_space: bool) -> Callable[[], np.ndarray]:
-    """The gradient of DescriptorNet's energy by voxels, its weights laid out before."""
+def by_voxels(side: int, batch: int, in_fourier_space: bool) -> Callable[[], torch.Tensor]:
+    """The gradient of DescriptorNet's f by voxels, its weights laid out before."""
     desnet = energy.section("desnet3d", side)
     network = train_desnet3d.build(desnet, side).requires_grad_(False)
-    desnet3d.initialise(network, STD, rng.torch_generator(0, "benchmark", "descriptor"))
-    x = torch.rand(batch, 1, *(side,) * 3, generator=rng.torch_generator(0, "benchmark", "voxels"))
+    draw = rng.torch_generator(0, "benchmark", "descriptor")
+    desnet3d.initialise(network, energy.SPREAD["descriptor"], draw)
+    x = energy.noise(side, batch)
     layers = network.layers(torch.bfloat16, in_fourier_space=in_fourier_space)
 
-    def compute() -> np.ndarray:
+    def compute() -> torch.Tensor:
         with device.autocast(x.device, "bfloat16"):
             f = functools.partial(network, layers=layers)
-            return samplers.input_gradient(f, x)[1].numpy()
+            return samplers.input_gradient(f, x)[1]
 
     return compute
 
@@ -72,7 +72,7 @@ def fourier_case(side: int, batch: int) -> harness.Case:
         by_voxels(side, batch, True),
         by_voxels(side, batch, False),
         tolerance=TOLERANCE,
-        difference=lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)),
+        difference=energy.share_of_norm,
         repeats=3,
         note=f"plain: direct, {own}",
     )

@@ -35,8 +35,8 @@ PINNED_ISA = {
 }
 
 # glibc gives blocks beyond 32 MiB back to the system as soon as they are freed, and the next step
-# faults them in anew, page by page: a tenth of a step of 3DWINN, a third of DescriptorNet's. The
-# numbers are those of mallopt (malloc.h).
+# faults them in anew, page by page: a quarter of our chains' time. The numbers are those of mallopt
+# (malloc.h).
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": (-3, 2**30), "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1)}
 
 # What STUDY_DEVICE may set.

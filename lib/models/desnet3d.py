@@ -118,7 +118,7 @@ class BlockedConvolution:
 class FourierConvolution(BlockedConvolution):
     """The same sums in Fourier space, of operands rounded to ``dtype`` but summed in float32.
 
-    For CPUs without instructions for bfloat16, where it takes a third of the direct one's time.
+    For CPUs without instructions for bfloat16, where it takes about half of the direct one's time.
     """
 
     weights: Tensor | None = None  # their spectrum, once the side of the blocks is known
