@@ -47,14 +47,14 @@ def case(channels: int, side: int, batch: int) -> harness.Case:
     )
 
 
-def by_voxels(side: int, batch: int, in_fourier_space: bool) -> Callable[[], torch.Tensor]:
+def by_voxels(side: int, batch: int, transformed: bool) -> Callable[[], torch.Tensor]:
     """The gradient of DescriptorNet's f by voxels, its weights laid out before."""
     desnet = energy.section("desnet3d", side)
     network = train_desnet3d.build(desnet, side).requires_grad_(False)
     draw = rng.torch_generator(0, "benchmark", "descriptor")
     desnet3d.initialise(network, energy.SPREAD["descriptor"], draw)
     x = energy.noise(side, batch)
-    layers = network.layers(torch.bfloat16, in_fourier_space=in_fourier_space)
+    layers = network.layers(torch.bfloat16, transformed=transformed)
 
     def compute() -> torch.Tensor:
         with device.autocast(x.device, "bfloat16"):
@@ -64,11 +64,11 @@ def by_voxels(side: int, batch: int, in_fourier_space: bool) -> Callable[[], tor
     return compute
 
 
-def fourier_case(side: int, batch: int) -> harness.Case:
-    """A step of DescriptorNet's chains; decides where ``in_fourier_space`` pays."""
+def transformed_case(side: int, batch: int) -> harness.Case:
+    """A step of DescriptorNet's chains; decides where ``transformed`` pays."""
     own = "bfloat16" if device.has_bfloat16() else "rounded float32"
     return harness.timed_case(
-        f"DescriptorNet's gradient in Fourier space, {side}^3, batch {batch}",
+        f"DescriptorNet's gradient by transforms, {side}^3, batch {batch}",
         by_voxels(side, batch, True),
         by_voxels(side, batch, False),
         tolerance=TOLERANCE,
@@ -82,4 +82,4 @@ def cases(full: bool) -> list[harness.Case]:
     """Layers of 3DWINN's network, whose own instructions win where there are any; DescriptorNet."""
     layers = [(16, 32), (32, 16), (64, 8), (128, 4)]
     found = [case(channels, side, 8 if full else 2) for channels, side in layers]
-    return [*found, fourier_case(32, 16 if full else 4)]
+    return [*found, transformed_case(32, 16 if full else 4)]

@@ -93,6 +93,7 @@ def _budget(profile: config.Profile, model: str) -> tuple[dict, data.Split]:
         return budget | {"snapshots": 0}, split.category(category)
     if model == "desnet3d":
         alike = dict.fromkeys(("observed", "batch", "chains"), budget["new"])
+        alike |= {"sample_steps": [1], "n_validation": 2}  # no sample is drawn
         return alike | {"steps": profile.ablation.learning_steps}, split.category(category)
     kept = split.validation.copy()
     for label in range(len(config.CATEGORIES)):

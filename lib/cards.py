@@ -26,7 +26,7 @@ SOURCES = {
     "orion": "ORION (Sedaghat et al. 2016)",
 }
 PROVENANCE = ("device", "policy", "hours", "seconds per sample", "torch", "numpy", "python")
-PROVENANCE += ("commit", "date", "restarts")
+PROVENANCE += ("commit", "date", "restarts", "sample steps", "distance by sample steps")
 
 DRAW = """\
     python -m lib sample {model} --category {category} --profile {profile} --run-seed {seed} \

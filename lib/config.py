@@ -59,7 +59,7 @@ POSITIVE = {
     + ("n_shapes", "n_samples"),
     "upsampling": ("steps",),
     "desnet3d": ("init_std", "s", "delta", "langevin_steps", "batch", "chains", "steps", "lr")
-    + ("sample_steps", "n_samples"),
+    + ("n_samples",),
     "winn3d": ("init_std", "cascades", "iterations", "passes", "batch", "lr", "pool", "new")
     + ("new_last", "sampler_batch", "sampler_lr", "max_steps", "n_samples"),
     "beyond": ("init_std", "chains", "advanced", "chain_steps", "chain_lr", "floor", "start_std")
@@ -191,7 +191,8 @@ class Desnet3d:
     lr: float
     beta1: float
     beta2: float
-    sample_steps: int  # Langevin steps from noise to an evaluation sample
+    sample_steps: tuple[int, ...]  # from noise to an evaluation sample; one is chosen
+    n_validation: int  # chains that choose it
     n_samples: int  # shapes a run draws and stores
     dtype: str
     layout: str
@@ -752,6 +753,8 @@ def _check(profile: Profile, name: str) -> None:
         == 0,
         "beyond.chains must be 2 or more": profile.beyond.chains >= 2,
         "desnet3d.chains must be 2 or more": profile.desnet3d.chains >= 2,
+        "desnet3d.n_validation must be 2 or more": profile.desnet3d.n_validation >= 2,
+        "desnet3d.sample_steps must ascend from above 0": _ascends(profile.desnet3d.sample_steps),
         "winn3d.new must be 2 or more": profile.winn3d.new >= 2,
         "winn3d.new_last must be 2 or more": profile.winn3d.new_last >= 2,
         "winn3d.snapshots must be at most n_samples": profile.winn3d.snapshots

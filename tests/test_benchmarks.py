@@ -109,7 +109,7 @@ SMALLEST = {
     "descend": lambda: energy.descend_case(8, 2, memory=False),
     "allocator": lambda: allocator.case("steps", energy.wander(8, 2, False)),
     "rounded": lambda: rounded.case(4, 4, 2),
-    "in Fourier space": lambda: rounded.fourier_case(8, 2),
+    "by transforms": lambda: rounded.transformed_case(8, 2),
     "sqrtm": lambda: frechet.case(frechet.square_root, 20, 32, memory=False),
     "eigenvalues": lambda: frechet.case(frechet.eigenvalues, 40, 32, memory=False),
     "neighbours": lambda: neighbours.case(16, memory=False),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from lib import cards, config, data, device, files, paths, rng, samplers, voxel
+from lib import cards, config, data, device, files, metrics, paths, rng, samplers, voxel
 from lib.errors import StudyError
-from lib.models.desnet3d import BlockedConvolution, FourierConvolution
+from lib.models.desnet3d import BlockedConvolution, TransformedConvolution
 from lib.train import beyond, desnet3d, engine, runs, winn3d
 from lib.train.checkpoint import n_parameters
 
@@ -533,7 +533,7 @@ def test_from_some_step_on_chains_only_descend(smoke, noise_until):
         assert (difference < 1e-5) == (step >= noise_until), step
 
 
-def test_without_bfloat16_instructions_blocks_are_computed_in_fourier_space(smoke, monkeypatch):
+def test_without_bfloat16_instructions_blocks_are_computed_by_transforms(smoke, monkeypatch):
     """The same training but for the order of sums, by other layers."""
     changes = dict(dtype="bfloat16", layout="blocked")
     before = parameters_to_vector(task_of(smoke, "desnet3d", **changes).network.parameters())
@@ -541,7 +541,7 @@ def test_without_bfloat16_instructions_blocks_are_computed_in_fourier_space(smok
     for native in (True, False):
         monkeypatch.setattr(device, "has_bfloat16", lambda native=native: native)
         task = trained(smoke, "desnet3d", 2, **changes)
-        kind = BlockedConvolution if native else FourierConvolution
+        kind = BlockedConvolution if native else TransformedConvolution
         assert layers and {type(layer) for _, _, found in layers for layer in found} == {kind}
         layers.clear()
         chains.append(task.buffers["chains"])
@@ -581,6 +581,50 @@ def test_samples_have_noise_when_training_ended_with_it(smoke, monkeypatch, nois
     calls = spied(monkeypatch, samplers, "langevin")
     desnet3d.sample_chains(profile.desnet3d, network, [1], 2)
     assert [named["noise"] is not None for _, named, _ in calls] == [noisy]
+
+
+@pytest.mark.parametrize("noise_until", [0, 9])
+def test_distances_are_those_of_chains_of_each_number_of_steps(smoke, monkeypatch, noise_until):
+    changes = dict(noise_until=noise_until, sample_steps=[1, 3, 4], n_validation=5)
+    desnet = profile_of(smoke, "desnet3d", **changes).desnet3d
+    task = trained(smoke, "desnet3d", 2)
+    seen = spied(monkeypatch, metrics, "overlap_distance")
+    found = desnet3d.distances_by_steps(desnet, task.network, task.held_out)
+    assert list(found) == [1, 3, 4] and list(found.values()) == [value for *_, value in seen]
+    keys = [("desnet3d", "validation", k) for k in range(5)]
+    for steps, (given, _, _) in zip(found, seen, strict=True):
+        noise = samplers.SeededNoise(keys, 24, CPU) if noise_until else None
+        x = desnet3d.start(task.network, keys)
+        x = desnet3d.run_chains(desnet, task.network, x, steps=steps, noise=noise)
+        np.testing.assert_array_equal(given[0], voxel.pack(x[:, 0].numpy() > 0.5))
+        np.testing.assert_array_equal(given[1], voxel.pack(task.held_out))
+
+
+def test_one_validation_shape_is_too_few_to_choose_steps_by(smoke):
+    chairs = data.load_train(smoke.data).category("chair")
+    chairs.validation[:] = np.arange(len(chairs.validation)) == 3
+    with pytest.raises(StudyError, match=r"data.validation leaves 1 of \d+ shapes"):
+        runs.model("desnet3d").task(smoke, chairs, 0, CPU)
+
+
+def test_the_fewest_steps_of_the_least_distance_draw_the_samples(smoke, monkeypatch):
+    """What is chosen is stored with the weights and in the record, and only validation sees it."""
+    distances = iter([0.5, 0.25, 0.25, 0.75])
+    monkeypatch.setattr(metrics, "overlap_distance", lambda drawn, real: next(distances))
+    task = trained(smoke, "desnet3d", 1, sample_steps=[1, 2, 3, 4])
+    shapes = {len(task.voxels), len(task.held_out)}
+    assert sum(shapes) == len(data.load_train(smoke.data).category("chair").voxels)
+    task.finish()
+    assert task.facts() == {
+        "sample steps": 2,
+        "distance by sample steps": {1: 0.5, 2: 0.25, 3: 0.25, 4: 0.75},
+    }
+    drawn = runs.model("desnet3d").sample(smoke, task.networks, [3])
+    expected = desnet3d.sample_chains(smoke.desnet3d, task.network, [3], 2)
+    np.testing.assert_array_equal(drawn, expected)
+    loaded = desnet3d.build(smoke.desnet3d, 24)
+    loaded.load_state_dict(task.network.state_dict())
+    assert int(loaded.sample_steps) == 2
 
 
 @pytest.mark.parametrize("noise_until", [0, 9])

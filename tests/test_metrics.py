@@ -96,6 +96,39 @@ def test_kernel_is_unbiased():
     assert diagonal / 15 > 9 * error
 
 
+def test_overlap_distance_is_its_definition():
+    a, b = random_packed(7, 1), random_packed(5, 2, occupancy=0.6)
+    k = metrics.iou_matrix(np.concatenate([a, b]), np.concatenate([a, b])).astype(float)
+    within_a = np.mean([k[i, j] for i, j in itertools.permutations(range(7), 2)])
+    within_b = np.mean([k[i, j] for i, j in itertools.permutations(range(7, 12), 2)])
+    expected = within_a + within_b - 2 * k[:7, 7:].mean()
+    assert metrics.overlap_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert metrics.overlap_distance(b[::-1], a) == pytest.approx(expected, rel=1e-6)
+    assert expected > 0.05
+
+
+def test_overlap_distance_closed_forms():
+    """Empty grids are alike and meet nothing; halves that share a half overlap by a third."""
+    empty, full = pack(np.zeros((3, 4, 4, 4), bool)), pack(np.ones((4, 4, 4, 4), bool))
+    assert metrics.overlap_distance(empty, full) == 2
+    assert metrics.overlap_distance(full, full) == 0
+    halves = np.zeros((2, 4, 4, 4), bool)
+    halves[0, :2], halves[1, 1:3] = True, True
+    # Within: 1/3; of two full grids: 1; across: 1/2.
+    assert metrics.overlap_distance(pack(halves), full) == pytest.approx(1 / 3 + 1 - 1)
+
+
+def test_overlap_is_a_positive_definite_kernel_and_its_distance_unbiased():
+    grids = random_packed(40, 3)
+    assert np.linalg.eigvalsh(metrics.iou_matrix(grids, grids).astype(float)).min() > 0
+    draws = [
+        metrics.overlap_distance(random_packed(6, 2 * s), random_packed(5, 2 * s + 1))
+        for s in range(400)
+    ]
+    assert abs(np.mean(draws)) < 3 * np.std(draws, ddof=1) / np.sqrt(len(draws))
+    assert min(draws) < 0 < max(draws)
+
+
 # Inception score and class probability
 
 
@@ -546,6 +579,9 @@ BAD = {
     "kernel one row": lambda: metrics.kernel_distance(F, F[:1]),
     "kernel empty": lambda: metrics.kernel_distance(F[:0], F),
     "kernel widths": lambda: metrics.kernel_distance(F, F[:, :2]),
+    "overlap one grid": lambda: metrics.overlap_distance(BITS, BITS[:1]),
+    "overlap bool": lambda: metrics.overlap_distance(BITS > 0, BITS),
+    "overlap widths": lambda: metrics.overlap_distance(BITS, BITS[:, :4]),
     "inception logits": lambda: metrics.inception_score(P * 3, 1, rng()),
     "inception sums": lambda: metrics.inception_score(P * 0.9, 1, rng()),
     "inception negative": lambda: metrics.inception_score([[1.5, -0.5]], 1, rng()),

@@ -324,7 +324,7 @@ def test_the_descriptor_by_hand(blocked):
     "side, kernel, stride",
     [(16, 6, 2), (17, 6, 2), (13, 5, 2), (9, 4, 3), (10, 4, 3), (11, 3, 3), (8, 8, 3), (6, 3, 1)],
 )
-@pytest.mark.parametrize("kind", [desnet3d.BlockedConvolution, desnet3d.FourierConvolution])
+@pytest.mark.parametrize("kind", [desnet3d.BlockedConvolution, desnet3d.TransformedConvolution])
 def test_blocked_convolutions_are_the_convolution(kind, side, kernel, stride):
     noise = rng.torch_generator("blocks", side, kernel, stride)
     layer = torch.nn.Conv3d(2, 3, kernel, stride).double()
@@ -340,20 +340,18 @@ def test_blocked_convolutions_are_the_convolution(kind, side, kernel, stride):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_fourier_layers_round_operands_to_bfloat16_and_sum_in_float32():
+def test_transformed_layers_round_operands_to_bfloat16_and_sum_in_float32():
     network = descriptor_of(blocked=True)
     x = voxels_of(4, 12).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        direct, fourier = (
-            network.layers(torch.bfloat16, in_fourier_space=f)[0](x) for f in (False, True)
-        )
-    assert fourier.dtype == direct.dtype == torch.bfloat16
+        direct, found = (network.layers(torch.bfloat16, transformed=f)[0](x) for f in (False, True))
+    assert found.dtype == direct.dtype == torch.bfloat16
     layer = network.convolutions[0]
     weight, bias = layer.weight.bfloat16().double(), layer.bias.bfloat16().double()
     exact = functional.conv3d(x.double(), weight, bias, stride=3)
     # Products in bfloat16 would be off by more than the last rounding, which is half of 2^-7.
-    torch.testing.assert_close(fourier.double(), exact, rtol=2**-8, atol=1e-6)
-    torch.testing.assert_close(direct, fourier, rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(direct, found, rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("blocked", [False, True])
@@ -381,8 +379,8 @@ def test_energy_of_the_descriptor_has_the_reference():
     assert network(x).abs().min() > 0.01
 
 
-def in_fourier_space(network):
-    layers = network.layers(torch.float32, in_fourier_space=True)
+def transformed(network):
+    layers = network.layers(torch.float32, transformed=True)
     return functools.partial(network, layers=layers)
 
 
@@ -392,7 +390,7 @@ ALONE = {
     "climber in half": (24, lambda: winn3d.Climber(critic_of(), torch.bfloat16)),
     "descriptor": (12, descriptor_of),
     "blocked": (12, lambda: descriptor_of(blocked=True)),
-    "in Fourier space": (12, lambda: in_fourier_space(descriptor_of(blocked=True))),
+    "transformed": (12, lambda: transformed(descriptor_of(blocked=True))),
 }
 
 

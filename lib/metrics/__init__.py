@@ -30,7 +30,7 @@ from lib.metrics.intervals import (
     student_interval,
     wilson_interval,
 )
-from lib.metrics.kernel import kernel_distance
+from lib.metrics.kernel import kernel_distance, overlap_distance
 from lib.metrics.memorisation import memorisation
 from lib.metrics.neighbours import (
     feature_distances,
@@ -74,6 +74,7 @@ __all__ = [
     "noise",
     "non_inferiority_test",
     "one_nearest_neighbour_accuracy",
+    "overlap_distance",
     "paired_permutation_test",
     "pairwise_diversity",
     "pca_gaussian",

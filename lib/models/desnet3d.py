@@ -14,7 +14,6 @@ layer  channels    kernel / stride  side after    activation
 the second layer pads 2 before and 3 after.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv3d, pad, relu
 
-from lib.models.fourier import Correlation, spectrum
+from lib.models import fourier, winograd
 
 Layers = list[Callable[[Tensor], Tensor]]
 
@@ -38,6 +37,7 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 class Descriptor(nn.Module):
     """Voxels (B, 1, D, D, D) to f(Y) (B,) with Y = x - mean; s is the reference's deviation.
 
+    sample_steps: how many Langevin steps draw a sample; chosen when training ends.
     blocked: compute the same convolutions as ``BlockedConvolution``, which bfloat16 wants.
     ``layers`` of the methods are ``self.layers()``; chains give them, so that weights which stay
     as they are for many steps are laid out once.
@@ -57,6 +57,7 @@ class Descriptor(nn.Module):
         self.blocked = blocked
         self.side, self.s = side, s
         self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("sample_steps", torch.zeros((), dtype=torch.long))
         self.convolutions, self.paddings = nn.ModuleList(), []
         sizes = zip((1, *channels[:-1]), channels, kernels, strides, strict=True)
         for c_in, c, kernel, stride in sizes:
@@ -65,14 +66,14 @@ class Descriptor(nn.Module):
             side = math.ceil(side / stride)
         self.head = nn.Conv3d(channels[-1], 1, side)
 
-    def layers(self, dtype: torch.dtype | None = None, *, in_fourier_space: bool = False) -> Layers:
+    def layers(self, dtype: torch.dtype | None = None, *, transformed: bool = False) -> Layers:
         """The convolutions but the last with the weights they have now, in ``dtype`` if given.
 
-        in_fourier_space: blocked ones as ``FourierConvolution``.
+        transformed: blocked ones as ``TransformedConvolution``.
         """
         if not self.blocked:
             return list(self.convolutions)
-        kind = FourierConvolution if in_fourier_space else BlockedConvolution
+        kind = TransformedConvolution if transformed else BlockedConvolution
         return [kind(convolution, dtype) for convolution in self.convolutions]
 
     def responses(self, x: Tensor, layers: Layers | None = None) -> list[Tensor]:
@@ -115,35 +116,45 @@ class BlockedConvolution:
         return x if side == x.shape[-1] else pad(x, (0, side - x.shape[-1]) * 3)
 
 
-class FourierConvolution(BlockedConvolution):
-    """The same sums in Fourier space, of operands rounded to ``dtype`` but summed in float32.
+class TransformedConvolution(BlockedConvolution):
+    """The same sums as products of transforms, of operands rounded to ``dtype``, in float32.
 
-    For CPUs without instructions for bfloat16, where it takes about half of the direct one's time.
+    By Winograd's where the blocks are few enough for it, else in Fourier space. For CPUs without
+    instructions for bfloat16, where both are faster than the direct sums.
     """
 
-    weights: Tensor | None = None  # their spectrum, once the side of the blocks is known
+    weights: Tensor | None = None  # transformed, once the side of the blocks is known
 
     def __call__(self, x: Tensor) -> Tensor:
         dtype, kernel = self.weight.dtype, self.weight.shape[-1]
         wide = torch.promote_types(dtype, torch.float32)
-        x = _blocks(self._fitted(x), self.stride, SPACE_FIRST).to(dtype).to(wide)
+        x = _blocks_last(self._fitted(x), self.stride).to(dtype).to(wide)
+        few = len(x) <= winograd.LARGEST
         if self.weights is None:
-            self.weights = spectrum(self.weight.permute(2, 3, 4, 1, 0).to(wide), len(x))
-        y = Correlation.apply(x, self.weights, len(x) - kernel + 1) + self.bias.to(dtype)
-        return y.to(dtype).permute(3, 4, 0, 1, 2)
+            weight = self.weight.permute(2, 3, 4, 1, 0).to(wide)
+            self.weights = (winograd.values if few else fourier.spectrum)(weight, len(x))
+        correlation = winograd.Correlation if few else fourier.Correlation
+        y = correlation.apply(x, self.weights, len(x) - kernel + 1) + self.bias.to(dtype)
+        return y.permute(3, 4, 0, 1, 2).to(dtype, memory_format=torch.channels_last_3d)
 
 
-# Orders of the axes (B, C, D, d, H, h, W, w) of blocks (D, H, W) of voxels (d, h, w).
-BATCH_FIRST = ((0,), (3, 5, 7, 1), (2,), (4,), (6,))
-SPACE_FIRST = ((2,), (4,), (6,), (0,), (3, 5, 7, 1))
-
-
-def _blocks(x: Tensor, size: int, order: tuple[tuple[int, ...], ...] = BATCH_FIRST) -> Tensor:
+def _blocks(x: Tensor, size: int) -> Tensor:
     """(B, C, D, H, W) to (B, size^3 C, D / size, ...): the voxels of a block become channels."""
     b, c, d, h, w = x.shape
     x = x.reshape(b, c, d // size, size, h // size, size, w // size, size)
-    shape = [math.prod(x.shape[axis] for axis in axes) for axes in order]
-    return x.permute(*itertools.chain(*order)).reshape(shape)
+    x = x.permute(0, 3, 5, 7, 1, 2, 4, 6)
+    return x.reshape(b, size**3 * c, d // size, h // size, w // size)
+
+
+def _blocks_last(x: Tensor, size: int) -> Tensor:
+    """The same as (D / size, H / size, W / size, B, size^3 C), which is how transforms want it.
+
+    Channels lie last on the way there and back, so that whole runs of them are copied.
+    """
+    b, c, d, h, w = x.shape
+    x = x.permute(0, 2, 3, 4, 1).reshape(b, d // size, size, h // size, size, w // size, size, c)
+    x = x.permute(1, 3, 5, 0, 2, 4, 6, 7)
+    return x.reshape(d // size, h // size, w // size, b, size**3 * c)
 
 
 def initialise(descriptor: Descriptor, std: float, generator: torch.Generator) -> None:

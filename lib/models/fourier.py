@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 
-def _without_autocast(function: Callable) -> Callable:
+def without_autocast(function: Callable) -> Callable:
     """Keep float32 products where autocast would round them, in the backward pass too."""
 
     @functools.wraps(function)
@@ -32,7 +32,7 @@ def _without_autocast(function: Callable) -> Callable:
     return within
 
 
-@_without_autocast
+@without_autocast
 def spectrum(x: Tensor, n: int) -> Tensor:
     """The discrete Fourier transform of size n of voxels (k, k, k, ...), k <= n: (Q, 2, ...)."""
     k = len(x)
@@ -55,40 +55,29 @@ class Correlation(torch.autograd.Function):
     """
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(ctx, x: Tensor, w: Tensor, outputs: int) -> Tensor:
         """y, (o, o, o, B, O), o = ``outputs`` = n - K + 1."""
         ctx.n, s = len(x), spectrum(x, len(x))
+        s = torch.cat([s, _times_i(s, -1)], -1)  # the second half meets the imaginary part of w
         ctx.save_for_backward(s if ctx.needs_input_grad[1] else None, w)
-        return voxels(_product(s, w, -1), ctx.n, outputs)
+        y = s.flatten(1, 2) @ w.flatten(1, 2)
+        return voxels(y.unflatten(1, (2, -1)), ctx.n, outputs)
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (s, w), n, dx, dw = ctx.saved_tensors, ctx.n, None, None
-        g = spectrum(g, n)
+        b, c = g.shape[3], w.shape[2]
+        g = spectrum(g, n).flatten(1, 2)
         if ctx.needs_input_grad[0]:
-            dx = voxels(_product(g, w.mT, 1), n, n)
+            ds = (g @ w.flatten(1, 2).mT).view(-1, 2, b, 2 * c)
+            dx = voxels(ds[..., :c] + _times_i(ds[..., c:], 1), n, n)
         if ctx.needs_input_grad[1]:
-            s = s.flatten(1, 2).mT
-            dw = torch.stack([s @ g.flatten(1, 2), s @ _times_i(g, 1).flatten(1, 2)], 1)
+            dw = (s.flatten(1, 2).mT @ g).view_as(w)
             twice = _twice(n).to(dw) / n**3
             dw.view(len(twice), -1).mul_(twice[:, None])
         return dx, dw, None
-
-
-def _product(s: Tensor, w: Tensor, sign: int) -> Tensor:
-    """Spectra (Q, 2, B, C) times w (Q, 2, C, O), or its conjugate (``sign`` -1): (Q, 2, B, O).
-
-    As s Re w + i s Im w, where i turns whichever has fewer channels, s or the product.
-    """
-    real, imaginary, (c, o) = w[:, 0], w[:, 1], w.shape[2:]
-    y = s.flatten(1, 2) @ real
-    if c < o:
-        y.baddbmm_(_times_i(s, sign).flatten(1, 2), imaginary)
-        return y.view(*s.shape[:3], o)
-    turned = _times_i((s.flatten(1, 2) @ imaginary).view(*s.shape[:3], o), sign)
-    return turned.add_(y.view_as(turned))
 
 
 def _times_i(s: Tensor, sign: int) -> Tensor:

@@ -5,14 +5,17 @@ import functools
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from lib import config, device, rng, samplers, voxel
+from lib import config, device, metrics, rng, samplers, voxel
 from lib.data import Split, model_grid
+from lib.errors import StudyError
 from lib.models import desnet3d
 from lib.train.engine import Diverged, Model, Task
 
 LIMIT = 10.0  # no chain of a sound model leaves this range
-CEILING = 1e8  # of |f|: sound runs stay below 1e5, and clipped chains cannot reach LIMIT
+FILLED = 0.5  # a voxel of a chain above this counts as filled
+CEILING = 1e8  # of |f|: sound runs stay below 1e6, and clipped chains cannot reach LIMIT
 
 
 def build(desnet: config.Desnet3d, side: int) -> desnet3d.Descriptor:
@@ -41,7 +44,13 @@ class Desnet3dTask(Task):
 
     def __init__(self, desnet: config.Desnet3d, split: Split, side: int, seed: int, where):
         self.desnet, self.seed, self.where, self.side = desnet, seed, where, side
-        self.voxels = model_grid(split.voxels[~split.validation], side)
+        grids = model_grid(split.voxels, side)
+        self.voxels, self.held_out = grids[~split.validation], grids[split.validation]
+        if len(self.held_out) < 2:
+            raise StudyError(
+                f"data.validation leaves {len(self.held_out)} of {len(grids)} shapes to choose "
+                "desnet3d.sample_steps by; two are needed"
+            )
         self.n_steps, self.log_every = desnet.steps, max(1, min(10, desnet.steps // 4))
         self.observed = min(desnet.observed or len(self.voxels), len(self.voxels))
         self.n_batches = -(-self.observed // desnet.batch)
@@ -123,8 +132,18 @@ class Desnet3dTask(Task):
 
     def monitor(self, step: int) -> dict[str, float]:
         """Occupied share and likeness (mean pairwise IoU) of chains above .5."""
-        grids = (self.buffers["chains"][:64] > 0.5).flatten(1).float().numpy()
+        grids = (self.buffers["chains"][:64] > FILLED).flatten(1).float().numpy()
         return {"occupancy": float(grids.mean()), "likeness": voxel.pairwise_iou(grids)}
+
+    def finish(self) -> None:
+        """Choose how many Langevin steps draw a sample: those nearest to validation shapes."""
+        found = distances_by_steps(self.desnet, self.network, self.held_out)
+        self.network.sample_steps.fill_(min(found, key=found.get))
+        self.distances = {steps: round(value, 4) for steps, value in found.items()}
+
+    def facts(self) -> dict:
+        chosen = int(self.network.sample_steps)
+        return {"sample steps": chosen, "distance by sample steps": self.distances}
 
 
 def _check(step: int, reach: float, size: float) -> None:
@@ -150,7 +169,7 @@ def start(network: desnet3d.Descriptor, seeds: list[tuple]) -> Tensor:
 def _layers(desnet: config.Desnet3d, network: desnet3d.Descriptor) -> desnet3d.Layers:
     """The layers of the weights as they are, computed as suits the machine."""
     rounds = device.rounds(network.mean.device, desnet.dtype)
-    return network.layers(device.dtype(desnet.dtype), in_fourier_space=rounds)
+    return network.layers(device.dtype(desnet.dtype), transformed=rounds)
 
 
 def run_chains(desnet: config.Desnet3d, network, x: Tensor, *, steps: int, noise) -> Tensor:
@@ -161,23 +180,44 @@ def run_chains(desnet: config.Desnet3d, network, x: Tensor, *, steps: int, noise
         return samplers.langevin(energy, x, delta=desnet.delta, steps=steps, noise=noise, box=box)
 
 
+def _noise(desnet: config.Desnet3d, network, keys: list[tuple]) -> samplers.SeededNoise | None:
+    """The noise of chains from stored weights: none where training ended without."""
+    if desnet.noise_until < desnet.steps:
+        return None
+    return samplers.SeededNoise(keys, network.side, network.mean.device)
+
+
 def sample_chains(
     desnet: config.Desnet3d, network: desnet3d.Descriptor, seeds: list[int], steps: int
 ) -> np.ndarray:
-    """Voxels (n, D, D, D) after ``steps`` Langevin steps from noise, one chain a seed.
-
-    With noise while the model was trained with it to the end, else without.
-    """
-    noisy = desnet.steps <= desnet.noise_until
+    """Voxels (n, D, D, D) after ``steps`` Langevin steps from noise, one chain a seed."""
 
     def draw(chunk: list[int]) -> np.ndarray:
         x = start(network, [(s,) for s in chunk]).to(network.mean.device)
-        keys = [("desnet3d", "sample", s) for s in chunk]
-        noise = samplers.SeededNoise(keys, network.side, x.device)
-        x = run_chains(desnet, network, x, steps=steps, noise=noise if noisy else None)
+        noise = _noise(desnet, network, [("desnet3d", "sample", s) for s in chunk])
+        x = run_chains(desnet, network, x, steps=steps, noise=noise)
         return x[:, 0].float().cpu().numpy()
 
     return samplers.in_batches(draw, seeds)
+
+
+def distances_by_steps(
+    desnet: config.Desnet3d, network: desnet3d.Descriptor, grids: np.ndarray
+) -> dict[int, float]:
+    """``metrics.overlap_distance`` of chains from noise to bool grids (N, D, D, D), by steps.
+
+    ``n_validation`` chains, none of them an evaluation sample, after each of ``sample_steps``.
+    Short chains learn a sampler of about their own length, and whether longer ones improve its
+    shapes or empty them differs from run to run.
+    """
+    keys = [("desnet3d", "validation", k) for k in range(desnet.n_validation)]
+    x, noise = start(network, keys).to(network.mean.device), _noise(desnet, network, keys)
+    real, found, done = voxel.pack(grids), {}, 0
+    for steps in tqdm(desnet.sample_steps, "validation", delay=2, leave=False, disable=None):
+        x = run_chains(desnet, network, x, steps=steps - done, noise=noise)
+        drawn, done = voxel.pack((x[:, 0] > FILLED).cpu().numpy()), steps
+        found[steps] = metrics.overlap_distance(drawn, real)
+    return found
 
 
 def _task(profile: config.Profile, split: Split, seed: int, where: torch.device) -> Desnet3dTask:
@@ -189,8 +229,8 @@ def _build(profile: config.Profile) -> dict[str, torch.nn.Module]:
 
 
 def _sample(profile: config.Profile, networks: dict, seeds: list[int]) -> np.ndarray:
-    desnet = profile.desnet3d
-    return sample_chains(desnet, networks["descriptor"], seeds, desnet.sample_steps)
+    network = networks["descriptor"]
+    return sample_chains(profile.desnet3d, network, seeds, int(network.sample_steps))
 
 
 MODEL = Model(
@@ -199,9 +239,12 @@ MODEL = Model(
     sample=_sample,
     restarts=2,
     modules=(
+        "lib/metrics/kernel.py",
+        "lib/metrics/neighbours.py",
         "lib/models/desnet3d.py",
         "lib/models/fourier.py",
         "lib/models/gan3d.py",
+        "lib/models/winograd.py",
         "lib/samplers.py",
         "lib/train/desnet3d.py",
     ),

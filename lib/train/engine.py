@@ -74,6 +74,10 @@ class Task:
     def finish(self) -> None:
         """Called once after the last step, before the weights are stored."""
 
+    def facts(self) -> dict:
+        """What the run's record says of it beside the rest, such as what ``finish`` chose."""
+        return {}
+
     def other_samples(self) -> dict[str, Tensor]:
         """Sample sets beside those of the stored weights: name -> voxels (n, D, D, D) in [0, 1]."""
         return {}

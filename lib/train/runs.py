@@ -261,6 +261,7 @@ def _finalise(
             voxel.save_voxels(stage / samples_file(threshold, kind), grids)
     if reasons := engine.read_restarts(folder):
         facts["restarts"] = reasons
+    facts |= task.facts()
     facts["weights"] = {p.name: files.sha256(p) for p in sorted(stage.glob("*.safetensors"))}
     files.write_json(stage / "run.json", facts)
 
