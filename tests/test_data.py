@@ -297,13 +297,12 @@ def module_file(name):
 
 def uses_of(file):
     """``imports_of``; in place of lib.metrics, which only re-exports, the modules behind it."""
-    names = imports_of(file)
-    if "lib.metrics" in names:
-        nodes = ast.walk(ast.parse(file.read_text()))
-        attributes = (node for node in nodes if isinstance(node, ast.Attribute))
-        used = {a.attr for a in attributes if getattr(a.value, "id", "") == "metrics"}
-        names = names - {"lib.metrics"} | {getattr(metrics, name).__module__ for name in used}
-    return names
+    nodes = ast.walk(ast.parse(file.read_text()))
+    attributes = (node for node in nodes if isinstance(node, ast.Attribute))
+    used = {a.attr for a in attributes if getattr(a.value, "id", "") == "metrics"}
+    behind = {getattr(metrics, name).__module__ for name in used}
+    # Imported in another way, the whole package counts.
+    return imports_of(file) - {"lib.metrics"} | behind if behind else imports_of(file)
 
 
 def reachable(start, follow=imports_of):
