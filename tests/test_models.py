@@ -143,13 +143,14 @@ def test_shapes_of_the_descriptor():
         responses = network.responses(torch.zeros(1, 1, 32, 32, 32))
         assert network.head(responses[-1]).shape == (1, 1, 1, 1, 1)
     assert [tuple(r.shape[1:3]) for r in responses] == [(200, 11), (100, 6)]
-    assert network.paddings == [(7, 7), (2, 3)]
+    assert [c.same for c in network.convolutions] == [(7, 7), (2, 3)]
 
 
 def test_shapes_of_the_descriptor_at_twice_the_side():
     with torch.device("meta"):
         network = desnet3d.Descriptor(side=64, s=0.5)
-    assert network.paddings == [(7, 8), (2, 2)] and network.head.kernel_size == (11, 11, 11)
+    assert [c.same for c in network.convolutions] == [(7, 8), (2, 2)]
+    assert network.head.kernel_size == (11, 11, 11)
 
 
 def test_where_normalisation_stands():
@@ -322,12 +323,13 @@ def test_the_descriptor_by_hand(blocked):
 
 @pytest.mark.parametrize(
     "side, kernel, stride",
-    [(16, 6, 2), (17, 6, 2), (13, 5, 2), (9, 4, 3), (10, 4, 3), (11, 3, 3), (8, 8, 3), (6, 3, 1)],
+    [(16, 6, 2), (17, 6, 2), (13, 5, 2), (9, 4, 3), (10, 4, 3), (11, 3, 3), (8, 8, 3), (6, 3, 1)]
+    + [(6, 2, 1), (9, 5, 2), (12, 7, 3), (7, 2, 3), (11, 8, 4)],
 )
 @pytest.mark.parametrize("kind", [desnet3d.BlockedConvolution, desnet3d.TransformedConvolution])
 def test_blocked_convolutions_are_the_convolution(kind, side, kernel, stride):
     noise = rng.torch_generator("blocks", side, kernel, stride)
-    layer = torch.nn.Conv3d(2, 3, kernel, stride).double()
+    layer = desnet3d.SameConvolution(2, 3, kernel, stride, side=side).double()
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, generator=noise)
     x = torch.randn(2, 2, *(side,) * 3, generator=noise, dtype=torch.float64, requires_grad=True)
@@ -348,7 +350,8 @@ def test_transformed_layers_round_operands_to_bfloat16_and_sum_in_float32():
     assert found.dtype == direct.dtype == torch.bfloat16
     layer = network.convolutions[0]
     weight, bias = layer.weight.bfloat16().double(), layer.bias.bfloat16().double()
-    exact = functional.conv3d(x.double(), weight, bias, stride=3)
+    padded = functional.pad(x, network.convolutions[0].same * 3)
+    exact = functional.conv3d(padded.double(), weight, bias, stride=3)
     # Products in bfloat16 would be off by more than the last rounding, which is half of 2^-7.
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-6)
     torch.testing.assert_close(direct, found, rtol=2**-7, atol=1e-6)

@@ -34,6 +34,17 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+class SameConvolution(nn.Conv3d):
+    """A convolution of grids of one side, (B, C, D, D, D), with TensorFlow's SAME padding."""
+
+    def __init__(self, c_in: int, c: int, kernel: int, stride: int, *, side: int):
+        super().__init__(c_in, c, kernel, stride)
+        self.same = same_padding(side, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(pad(x, self.same * 3))
+
+
 class Descriptor(nn.Module):
     """Voxels (B, 1, D, D, D) to f(Y) (B,) with Y = x - mean; s is the reference's deviation.
 
@@ -58,11 +69,10 @@ class Descriptor(nn.Module):
         self.side, self.s = side, s
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("sample_steps", torch.zeros((), dtype=torch.long))
-        self.convolutions, self.paddings = nn.ModuleList(), []
+        self.convolutions = nn.ModuleList()
         sizes = zip((1, *channels[:-1]), channels, kernels, strides, strict=True)
         for c_in, c, kernel, stride in sizes:
-            self.convolutions.append(nn.Conv3d(c_in, c, kernel, stride))
-            self.paddings.append(same_padding(side, kernel, stride))
+            self.convolutions.append(SameConvolution(c_in, c, kernel, stride, side=side))
             side = math.ceil(side / stride)
         self.head = nn.Conv3d(channels[-1], 1, side)
 
@@ -79,8 +89,8 @@ class Descriptor(nn.Module):
     def responses(self, x: Tensor, layers: Layers | None = None) -> list[Tensor]:
         """Activations of every convolution but the last (its classifier's features)."""
         out, y = [], x - self.mean
-        for layer, (before, after) in zip(layers or self.layers(), self.paddings, strict=True):
-            y = relu(layer(pad(y, (before, after) * 3)))
+        for layer in layers or self.layers():
+            y = relu(layer(y))
             out.append(y)
         return out
 
@@ -94,26 +104,38 @@ class Descriptor(nn.Module):
 
 
 class BlockedConvolution:
-    """A strided convolution as one of stride 1 on blocks of stride^3 voxels: the same sums.
+    """A SAME convolution as one of stride 1 on blocks of stride^3 voxels: the same sums.
 
     Large kernels of stride 3 and 2 are slow in bfloat16 on CPUs; many channels at stride 1 are
-    fast, though the kernel is padded to whole blocks (18 for 16 at stride 3). The weight is laid
-    out here, once, and its gradient goes back to the convolution's.
+    fast, though the kernel is padded to whole blocks (18 for 16 at stride 3). It is padded in front
+    too, so that SAME padding is whole blocks: those the convolution pads itself, and their
+    gradient, which nobody wants, is never computed. The weight is laid out here, once, and its
+    gradient goes back to the convolution's.
     """
 
-    def __init__(self, convolution: nn.Conv3d, dtype: torch.dtype | None = None):
-        self.stride, self.kernel = convolution.stride[0], convolution.kernel_size[0]
-        weight = pad(convolution.weight, (0, -self.kernel % self.stride) * 3)
-        self.reach = weight.shape[-1] - self.stride
-        self.weight, self.bias = _blocks(weight, self.stride).to(dtype), convolution.bias
+    def __init__(self, convolution: SameConvolution, dtype: torch.dtype | None = None):
+        kernel, self.stride = convolution.kernel_size[0], convolution.stride[0]
+        before = convolution.same[0]
+        front = -before % self.stride
+        self.before = (before + front) // self.stride  # blocks
+        weight = pad(convolution.weight, (front, -(front + kernel) % self.stride) * 3)
+        self.kernel = weight.shape[-1] // self.stride
+        self.weight = _channels_first(_blocks(weight, self.stride).to(dtype))
+        self.bias = convolution.bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return conv3d(_blocks(self._fitted(x), self.stride), self.weight, self.bias)
+        side = math.ceil(x.shape[-1] / self.stride)
+        # As many blocks of padding behind as before, one more where the kernel reaches farther.
+        farther = max(self.kernel - 1 - 2 * self.before, 0)
+        x = _channels_first(_blocks(self._fitted(x, 0, side + farther), self.stride))
+        y = conv3d(x, self.weight, self.bias, padding=self.before)
+        return y[..., :side, :side, :side]
 
-    def _fitted(self, x: Tensor) -> Tensor:
-        """Voxels cut or filled up to the blocks that the kernel meets."""
-        side = ((x.shape[-1] - self.kernel) // self.stride + 1) * self.stride + self.reach
-        return x if side == x.shape[-1] else pad(x, (0, side - x.shape[-1]) * 3)
+    def _fitted(self, x: Tensor, before: int, total: int) -> Tensor:
+        """Voxels in the weight's dtype, with blocks of zeros before and up to ``total`` blocks."""
+        before = before * self.stride
+        after = total * self.stride - before - x.shape[-1]
+        return pad(x.to(self.weight.dtype), (before, after) * 3)
 
 
 class TransformedConvolution(BlockedConvolution):
@@ -126,35 +148,30 @@ class TransformedConvolution(BlockedConvolution):
     weights: Tensor | None = None  # transformed, once the side of the blocks is known
 
     def __call__(self, x: Tensor) -> Tensor:
-        dtype, kernel = self.weight.dtype, self.weight.shape[-1]
+        dtype, side = self.weight.dtype, math.ceil(x.shape[-1] / self.stride)
         wide = torch.promote_types(dtype, torch.float32)
-        x = _blocks_last(self._fitted(x), self.stride).to(dtype).to(wide)
+        x = self._fitted(x, self.before, side + self.kernel - 1)
+        # Whole runs of channels are copied.
+        x = _blocks(x, self.stride).permute(1, 2, 3, 0, 4, 5, 6, 7).flatten(4).to(wide)
         few = len(x) <= winograd.LARGEST
         if self.weights is None:
             weight = self.weight.permute(2, 3, 4, 1, 0).to(wide)
             self.weights = (winograd.values if few else fourier.spectrum)(weight, len(x))
         correlation = winograd.Correlation if few else fourier.Correlation
-        y = correlation.apply(x, self.weights, len(x) - kernel + 1) + self.bias.to(dtype)
+        y = correlation.apply(x, self.weights, side) + self.bias.to(dtype)
         return y.permute(3, 4, 0, 1, 2).to(dtype, memory_format=torch.channels_last_3d)
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
-    """(B, C, D, H, W) to (B, size^3 C, D / size, ...): the voxels of a block become channels."""
-    b, c, d, h, w = x.shape
-    x = x.reshape(b, c, d // size, size, h // size, size, w // size, size)
-    x = x.permute(0, 3, 5, 7, 1, 2, 4, 6)
-    return x.reshape(b, size**3 * c, d // size, h // size, w // size)
-
-
-def _blocks_last(x: Tensor, size: int) -> Tensor:
-    """The same as (D / size, H / size, W / size, B, size^3 C), which is how transforms want it.
-
-    Channels lie last on the way there and back, so that whole runs of them are copied.
-    """
+    """(B, C, D, H, W) to (B, D / size, H / size, W / size, size, size, size, C), not copied."""
     b, c, d, h, w = x.shape
     x = x.permute(0, 2, 3, 4, 1).reshape(b, d // size, size, h // size, size, w // size, size, c)
-    x = x.permute(1, 3, 5, 0, 2, 4, 6, 7)
-    return x.reshape(d // size, h // size, w // size, b, size**3 * c)
+    return x.permute(0, 1, 3, 5, 2, 4, 6, 7)
+
+
+def _channels_first(blocks: Tensor) -> Tensor:
+    """The same as (B, size^3 C, D / size, ...), whose channels lie last in memory."""
+    return blocks.flatten(4).permute(0, 4, 1, 2, 3)
 
 
 def initialise(descriptor: Descriptor, std: float, generator: torch.Generator) -> None:
