@@ -189,6 +189,7 @@ class Desnet3d:
     restart: float  # share of the chains that start anew, a learning step
     steps: int  # learning steps; an epoch of the paper where observed is 0
     lr: float
+    lr_until: int  # learning steps; from then on the rate falls linearly, to 0 after the last
     beta1: float
     beta2: float
     sample_steps: tuple[int, ...]  # from noise to an evaluation sample; one is chosen

@@ -535,6 +535,15 @@ def test_from_some_step_on_chains_only_descend(smoke, noise_until):
         assert (difference < 1e-5) == (step >= noise_until), step
 
 
+@pytest.mark.parametrize("until, shares", [(1, [1, 1, 2 / 3, 1 / 3]), (4, [1] * 4), (9, [1] * 4)])
+def test_the_rate_of_the_descriptor_falls_linearly_to_the_end(smoke, until, shares):
+    task = task_of(smoke, "desnet3d", steps=4, lr=0.01, lr_until=until)
+    for step, share in enumerate(shares):
+        task.step(step)
+        group = task.optimizers["descriptor"].param_groups[0]
+        assert group["lr"] == pytest.approx(0.01 * share), step
+
+
 def test_without_bfloat16_instructions_blocks_are_computed_by_transforms(smoke, monkeypatch):
     """The same training but for the order of sums, by other layers."""
     changes = dict(dtype="bfloat16", layout="blocked")

@@ -66,8 +66,8 @@ class Desnet3dTask(Task):
         self.counters, self.buffers = {}, {"chains": start(network, seeds)}
 
     def step(self, step: int) -> dict[str, float]:
-        desnet, network = self.desnet, self.network
-        self.optimizers["descriptor"].zero_grad()
+        desnet, network, adam = self.desnet, self.network, self.optimizers["descriptor"]
+        adam.zero_grad()
         own, found = self.ranks.turns(self.n_batches), torch.zeros(self.n_batches, 3).double()
         for k in own:
             x = self._advance(step, k)
@@ -79,7 +79,8 @@ class Desnet3dTask(Task):
             (f_chains - f_observed).backward()
             reach = (x - network.mean).abs().max()
             found[k] = torch.stack([f_chains, f_observed, reach]).detach()
-        self.optimizers["descriptor"].step()
+        adam.param_groups[0]["lr"] = desnet.lr * _share_of_rate(desnet, step)
+        adam.step()
         self._exchange(found, own)
         f_chains, f_observed = (float(v) for v in np.mean(found.numpy(), axis=0)[:2])
         reach = found[:, 2].max().item()
@@ -144,6 +145,11 @@ class Desnet3dTask(Task):
     def facts(self) -> dict:
         chosen = int(self.network.sample_steps)
         return {"sample steps": chosen, "distance by sample steps": self.distances}
+
+
+def _share_of_rate(desnet: config.Desnet3d, step: int) -> float:
+    """Of the learning rate, in (0, 1]: all of it until ``lr_until``, then linearly less."""
+    return min(1.0, (desnet.steps - step) / max(1, desnet.steps - desnet.lr_until))
 
 
 def _check(step: int, reach: float, size: float) -> None:
