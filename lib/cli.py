@@ -464,11 +464,11 @@ def adopt(options) -> None:
 
 
 def readme(options) -> None:
-    """Fill the tables of README.md from the results in place."""
+    """Fill the tables of README.md and FINDINGS.md from the results in place."""
     from lib import files, report
 
-    path = paths.CODE / "README.md"
-    files.write_text(path, report.readme_tables(path.read_text()))
+    for path in (paths.CODE / "README.md", paths.CODE / "FINDINGS.md"):
+        files.write_text(path, report.readme_tables(path.read_text()))
 
 
 def check(options) -> int | None:

@@ -1,4 +1,4 @@
-"""The README: what it names exists, and its tables are those of the results."""
+"""README and FINDINGS: what they name exists, and their tables are those of the results."""
 
 import re
 import shlex
@@ -8,7 +8,8 @@ import pytest
 from lib import cli, report
 from tests.imports import ROOT
 
-TEXT = (ROOT / "README.md").read_text()
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "FINDINGS.md")}
+TEXT = "\n".join(PAGES.values())
 COMMANDS = [line.strip() for line in re.findall(r"^    (.+)$", TEXT, re.M)]
 
 
@@ -40,8 +41,21 @@ def test_stages_exist(name):
     assert re.search(rf"^  {name}:", (ROOT / "dvc.yaml").read_text(), re.M)
 
 
-def test_tables_are_those_of_the_results():
-    assert report.readme_tables(TEXT) == TEXT, "run `python -m lib readme`"
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_those_of_the_results(page):
+    assert report.readme_tables(PAGES[page]) == PAGES[page], "run `python -m lib readme`"
+
+
+def anchors(page: str) -> set[str]:
+    """Of a page's headings, as they are made where the pages are read: words joined by dashes."""
+    heads = re.findall(r"^#+ (.+)$", PAGES[page], re.M)
+    return {re.sub(r"[^a-z0-9 _-]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_exist(page):
+    for target, anchor in re.findall(r"\]\(([\w.]*)#([^)]+)\)", PAGES[page]):
+        assert anchor in anchors(target or page), anchor
 
 
 def test_no_placeholder_is_left():
