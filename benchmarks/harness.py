@@ -207,14 +207,7 @@ def machine() -> str:
     cores = os.cpu_count()
     seconds = "CPU seconds" if compute_clock() is time.process_time else "wall seconds"
     return (
-        f"{_cpu()}, {cores} cores, {torch.get_num_threads()} threads used, torch "
+        f"{device.cpu_name()}, {cores} cores, {torch.get_num_threads()} threads used, torch "
         f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}; "
         f"{seconds}"
     )
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

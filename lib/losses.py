@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from lib import device
+
 
 def discriminator_loss(real: Tensor, fake: Tensor, label_real: float = 1.0) -> Tensor:
     """-log D(x) - log(1 - D(G(z))) of logits (B,), means over the batch (Wu et al. 2016, Eq. 1).
@@ -43,7 +45,8 @@ def gradient_penalty(f: Callable, positives: Tensor, negatives: Tensor, u: Tenso
     """
     u = u.view(-1, 1, 1, 1, 1)
     x = torch.lerp(negatives, positives, u).requires_grad_()
-    (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    with device.differentiated_twice(x.device):
+        (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
     return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lib import config, device
+from lib import config, device, losses
 from lib.errors import StudyError
 from lib.train import checkpoint
 
@@ -28,7 +28,7 @@ def test_nothing_is_overridden_unless_asked(monkeypatch):
 FAULTS = """
 import resource, sys
 import numpy
-from lib import config, device
+from lib import config, device, losses
 
 if sys.argv[1] == "kept":
     device.apply_environment(config.Device(threads=1, deterministic=False))
@@ -215,3 +215,24 @@ def test_networks_cast_to_bfloat16_are_rounded_too(monkeypatch):
 def test_nothing_is_rounded_on_other_devices_and_in_float32(monkeypatch, where, dtype):
     monkeypatch.setattr(device, "has_bfloat16", lambda: False)
     assert not device.rounds(torch.device(where), dtype)
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_with_amx_gradients_of_gradients_are_computed_in_float32(monkeypatch, amx):
+    """Since bfloat16 is wrong there; the values themselves stay in bfloat16 on either."""
+    monkeypatch.setattr(device, "has_amx", lambda: amx)
+    monkeypatch.setattr(device, "has_bfloat16", lambda: True)
+    layer, seen = torch.nn.Conv3d(1, 2, 3), []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    a, b, u = torch.rand(2, 1, 4, 4, 4), torch.rand(2, 1, 4, 4, 4), torch.rand(2)
+    with device.autocast(torch.device("cpu"), "bfloat16"):
+        losses.gradient_penalty(layer, a, b, u).backward()
+        layer(a)
+    assert seen == [torch.float32 if amx else torch.bfloat16, torch.bfloat16]
+
+
+def test_a_run_records_the_kind_of_its_cpu(monkeypatch):
+    monkeypatch.setattr(device, "cpu_name", lambda: "A CPU")
+    for amx, words in ((True, "A CPU, AMX, "), (False, "A CPU, ")):
+        monkeypatch.setattr(device, "has_amx", lambda amx=amx: amx)
+        assert device.describe(torch.device("cpu")) == f"{words}{torch.get_num_threads()} threads"

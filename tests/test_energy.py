@@ -408,7 +408,8 @@ def test_a_shape_of_the_cascades_does_not_depend_on_its_batch(smoke, cascades, s
         apart = np.abs(one[0] - many[k])
         # Adam divides by a gradient's own size: rounding shows in the few voxels where it is 0.
         assert np.quantile(apart, 0.999) < 1e-3 and apart.max() < 0.05
-    assert np.quantile(np.abs(many[0] - many[1]), 0.5) > 0.01
+    between = np.abs(many[0] - many[1])
+    assert between.max() > 0.5 and np.median(between) > 0.01
 
 
 def test_shapes_climb_to_the_end_where_training_never_stops(smoke, cascades):
